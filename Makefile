@@ -1,0 +1,48 @@
+# make demo: the main job, from text to a chat reply.   make test: the tests.   Both make the environment first.
+# Where your machine has a GPU, or pip would fetch a CUDA build you do not want, name PyTorch's own index:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+VENV ?= .venv
+TORCH_INDEX ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+TORCH := torch -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+
+.PHONY: demo test test-slow check format clean
+
+demo: $(VENV)/demo.installed
+	$(BIN)/fox run recipes/tiny.toml
+
+test: $(VENV)/dev.installed
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-slow: $(VENV)/dev.installed
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/dev.installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info
+
+# torch first, alone and pinned: the CPU build, before anything else can ask for another.
+$(VENV)/torch.installed: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	touch $@
+
+$(VENV)/demo.installed: $(VENV)/torch.installed pyproject.toml
+	$(PIP) -c constraints.txt -e '.[train,demo]'
+	touch $@
+
+$(VENV)/dev.installed: $(VENV)/torch.installed pyproject.toml
+	$(PIP) -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,5 @@
+"""`python -m fox` is `fox`."""
+
+from fox.cli import main
+
+main()

@@ -1,0 +1,202 @@
+"""How Fox writes what must not be lost: whole or not at all, with a hash, and by one process at a time.
+
+Every file appears under its name only once it is complete and on the disk (write beside, fsync, rename, fsync the
+folder). What a killed process leaves behind has `PARTIAL` or `REPLACED` in its name, and the next holder of the lock
+sweeps it away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fox.errors import Failure
+
+PARTIAL = ".partial-"  # not whole yet
+REPLACED = ".replaced-"  # whole, and about to be replaced
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Put `content` at `path`, whole or not at all. Raises Failure where the disk is full or can't be written."""
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    raw = content.encode() if isinstance(content, str) else content
+    with disk_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _remove(partial)  # a link, too: we never write through one
+            with partial.open("xb") as file:
+                file.write(raw)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        _fsync(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Put `content` at `path` as JSON that people can read, whole or not at all."""
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def folder_made_whole(path: Path) -> Iterator[Path]:
+    """A new folder to fill, which takes the place of `path` (and of all that was there) only when the block ends well.
+
+    Killed between its two renames, it leaves nothing at `path` and the old folder beside it: the next call for `path`,
+    or `sweep_partials`, puts that back first.
+    """
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    replaced = path.with_name(f"{REPLACED}{path.name}")
+    with disk_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(replaced)
+        _remove(partial)
+        partial.mkdir()
+        try:
+            yield partial
+            for folder, _, names in os.walk(partial):
+                for name in names:
+                    if (Path(folder) / name).is_file():
+                        _fsync(Path(folder) / name)
+                _fsync(Path(folder))
+            if os.path.lexists(path):
+                path.rename(replaced)
+            partial.rename(path)
+        except BaseException:
+            _put_back(replaced)
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _fsync(path.parent)
+        with contextlib.suppress(OSError):  # the new one is in its place, and the next call tries again
+            _remove(replaced)
+
+
+def sweep_partials(folder: Path) -> None:
+    """Undo what killed processes left half-done below `folder`, as far as it can be. Only for the holder of its lock.
+
+    Links are never followed, so nothing outside of `folder` is touched.
+    """
+    folders = [folder]
+    while folders:
+        found: list[Path] = []
+        with contextlib.suppress(OSError):
+            found = list(folders.pop().iterdir())
+        for path in found:
+            with contextlib.suppress(OSError):
+                if path.name.startswith(REPLACED):
+                    _put_back(path)
+                elif path.name.startswith(PARTIAL):
+                    _remove(path)
+                elif path.is_dir() and not path.is_symlink():
+                    folders.append(path)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; the lock ends with its life. Raises Failure where another process holds it."""
+    with contextlib.ExitStack() as held:
+        with disk_failures(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            held.callback(os.close, lock)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(lock, 100).decode(errors="replace").strip() or "unknown"
+                raise Failure(
+                    f"{folder}: another fox process (process {holder}) is working in this run. "
+                    "Wait for it, stop it, or name another folder with --out."
+                ) from None
+            os.truncate(lock, 0)
+            os.write(lock, str(os.getpid()).encode())
+            sweep_partials(folder)
+        yield
+
+
+@contextlib.contextmanager
+def disk_failures(path: Path) -> Iterator[None]:
+    """Turn the disk's own errors into a Failure that says what to do; all else passes."""
+    try:
+        yield
+    except OSError as error:
+        told = _told(path, error)
+        if told is None:
+            raise
+        raise Failure(told) from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(content: Any) -> str:
+    """The SHA-256 of a JSON value in its one canonical spelling."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _told(path: Path, error: OSError) -> str | None:
+    """What to tell of an error of the disk, met while writing `path`; nothing where it is none."""
+    where = path
+    if isinstance(error.filename, str):
+        met, ours = Path(error.filename).absolute(), path.absolute()
+        if not met.is_relative_to(ours.parent) and not ours.is_relative_to(met):
+            where = met  # something else was read or written on the way, and the reader should know what
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return (
+                f"{where}: the disk is full ({error.strerror}). Nothing half-written was kept: "
+                "free some space and run the same command again; it goes on from the last checkpoint."
+            )
+        case errno.EFBIG:
+            return (
+                f"{where}: is larger than a file may be here ({error.strerror}). Nothing half-written was kept: "
+                "raise the limit (`ulimit -f unlimited`), or name a folder on another disk with --out."
+            )
+        case errno.EACCES | errno.EROFS | errno.EPERM if where != path:
+            return f"{where}: can't be used ({error.strerror})."
+        case errno.EACCES | errno.EROFS | errno.EPERM | errno.ENOTDIR | errno.EEXIST | errno.ELOOP | errno.ENAMETOOLONG:
+            return f"{where}: can't be written ({error.strerror}). Name another folder with --out."
+        case errno.EIO:
+            return f"{where}: the disk failed ({error.strerror}). Look after the disk, then run the same command again."
+        case errno.ENOLCK | errno.EOPNOTSUPP:
+            return f"{where}: this disk has no locks ({error.strerror}). Name a folder on another one with --out."
+    return None
+
+
+def _put_back(replaced: Path) -> None:
+    """Give a folder that was to be replaced its name again where nothing took it; or be rid of it."""
+    name = replaced.name.removeprefix(REPLACED)
+    whole = replaced.parent / name
+    if name in ("", ".", "..") or os.path.lexists(whole):
+        _remove(replaced)
+    elif os.path.lexists(replaced):
+        replaced.rename(whole)
+
+
+def _remove(path: Path) -> None:
+    """Be rid of a file, of a link (never of what it leads to), or of a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(RecursionError):  # hundreds of folders deep: nothing that Fox made
+            shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,206 @@
+"""The `fox` command. Each command reads its words here and does its work elsewhere; torch is loaded only where it is needed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fox import __version__
+from fox.errors import Failure, UserError
+
+if TYPE_CHECKING:
+    from fox.recipe import LoadedRecipe
+    from fox.runs.folder import Run
+
+app = typer.Typer(
+    name="fox",
+    help="From web pages to a small language model that you trained, understand and run.\n\n"
+    "Start with `fox run recipes/tiny.toml`: it does all the steps below, in minutes, on 2 cores.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+)
+
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file: recipes/tiny.toml.")]
+Override = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-o",
+        metavar="KEY=VALUE",
+        help="Change one value of the recipe: -o stage.foundation.tokens=2e6. Repeat it for more.",
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="FOLDER", help="Where the run lives.", show_default="runs/ and the recipe's name"),
+]
+Redo = Annotated[
+    str | None,
+    typer.Option("--redo", metavar="STEP", help="Remove what this step and all later ones made, and do them again."),
+]
+
+
+@app.command()
+def run(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
+    """Do everything: tokenizer, data, pretrain, tune, eval, report.
+
+    Steps that are done are skipped. Stop it whenever you like, even with kill -9: the same command goes on from the last
+    checkpoint, and gives the same losses as if it had never stopped.
+    """
+    from fox.runs.folder import STEPS
+    from fox.runs.summary import print_summary
+
+    done = _do(recipe, override, out, list(STEPS), redo)
+    print_summary(done)
+
+
+@app.command()
+def show(recipe: RecipePath, override: Override = None) -> None:
+    """Print every value of a recipe and where it comes from: a line of the file, `-o`, or a default."""
+    from fox.recipe.show import print_recipe
+
+    print_recipe(_load(recipe, override))
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    override: Override = None,
+    gpus: Annotated[int, typer.Option(help="How many GPUs share the work.")] = 1,
+    gpu: Annotated[
+        str | None, typer.Option(help="Which: h100-80gb, a100-80gb, … (a wrong name lists them all).")
+    ] = None,
+    mfu: Annotated[
+        float | None, typer.Option(help="The share of the GPU's peak that training reaches.", show_default="0.40")
+    ] = None,
+    tokens_per_second: Annotated[float | None, typer.Option(help="A rate that you measured, instead of --mfu.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """Say what a recipe will cost before it costs anything: parameters, FLOPs, memory, tokens a second, days."""
+    import json
+
+    from fox.plan import describe
+    from fox.plan import plan as make_plan
+
+    made = make_plan(_load(recipe, override).recipe, gpus=gpus, gpu=gpu, mfu=mfu, tokens_per_second=tokens_per_second)
+    typer.echo(json.dumps(made.as_dict(), indent=2) if as_json else describe(made))
+
+
+@app.command()
+def tokenizer(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
+    """Train the vocabulary on the sources' training text (byte-level BPE, with the chat template stored beside it)."""
+    _do(recipe, override, out, ["tokenizer"], redo)
+
+
+@app.command()
+def data(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
+    """Read the sources, drop exact duplicates, hold some documents out, and write token shards with a manifest."""
+    done = _do(recipe, override, out, ["data"], redo)
+    from fox.runs.summary import print_sources
+
+    print_sources(done)
+
+
+@app.command()
+def pretrain(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
+    """Train the base model through the curriculum's stages. Goes on from the last checkpoint."""
+    _do(recipe, override, out, ["pretrain"], redo)
+
+
+@app.command()
+def tune(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
+    """Tune the base model on chats: it learns from the assistant's words alone."""
+    if _load(recipe, override).recipe.tune is None:
+        raise UserError("tune", problem="is not in this recipe", mend="Add a [tune] table; recipes/tiny.toml has one.")
+    _do(recipe, override, out, ["tune"], redo)
+
+
+@app.command(name="eval")
+def evaluate(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
+    """Measure both models on held-out text: bits per byte, beside a bigram model, and how the replies read."""
+    done = _do(recipe, override, out, ["eval"], redo)
+    from fox.runs.summary import print_scores
+
+    print_scores(done)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tiny. It need not be finished.")],
+) -> None:
+    """Draw a run: one HTML file that needs nothing else, and PNGs of its plots."""
+    from fox.report.page import write_report
+
+    typer.echo(f"wrote {write_report(folder)}")
+
+
+@app.command()
+def chat(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder: runs/tiny/tuned.")],
+    prompt: Annotated[str | None, typer.Option(help="Answer this one message and end.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
+    temperature: Annotated[
+        float, typer.Option(min=0, help="0 always takes the likeliest word; 1 is as the model has it.")
+    ] = 0.7,
+    top_p: Annotated[
+        float, typer.Option(min=0.01, max=1, help="Choose among the likeliest words that have this share together.")
+    ] = 0.9,
+    top_k: Annotated[int, typer.Option(min=0, help="Choose among so many words at most; 0 is all.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same replies.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 256,
+) -> None:
+    """Talk with a model. Ctrl-C stops a reply, Ctrl-D ends; lines from a pipe are answered one by one."""
+    from fox.engine.sampler import Sampling
+    from fox.runs.chat import chat_with
+
+    sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
+    chat_with(model, prompt, system, sampling, max_tokens)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False) -> None:
+    if version:
+        typer.echo(f"fox {__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """The entry point: runs the command, and turns errors into messages and exit codes (2 a user's mistake, 1 a failure)."""
+    try:
+        app(standalone_mode=True)
+    except UserError as error:
+        for problem in error.problems:
+            typer.secho(f"error: {problem}", err=True, fg="red")
+        sys.exit(error.exit_code)
+    except Failure as error:
+        typer.secho(f"failed: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.secho("stopped. The same command goes on from here.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has gone: nobody is left to tell
+        sys.exit(1)
+
+
+def _load(recipe: Path, override: list[str] | None) -> LoadedRecipe:
+    from fox.recipe import load_recipe
+
+    return load_recipe(recipe, override or [])
+
+
+def _do(recipe: Path, override: list[str] | None, out: Path | None, wanted: list[str], redo: str | None) -> Run:
+    from rich.console import Console
+
+    from fox.runs.folder import STEPS
+    from fox.runs.pipeline import do_steps
+
+    if redo is not None and redo not in STEPS:
+        raise UserError("--redo", redo, problem="is no step", mend=f"Steps: {', '.join(STEPS)}.")
+    loaded = _load(recipe, override)
+    return do_steps(loaded, out or Path("runs") / loaded.recipe.name, wanted, redo, Console(stderr=True))

@@ -1,0 +1,164 @@
+"""From documents to token shards: each once, each on one side of the held-out split, each with its beginning and end marked.
+
+Both decisions depend on a document's content alone, so they do not change when files are renamed, moved or added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fox.data.quarantine import Tally
+from fox.data.sources import Document, read_source
+from fox.errors import UserError
+from fox.formats.token_shards import ShardWriter
+from fox.progress import Meter
+from fox.recipe import Recipe
+from fox.tokenizer import Tokenizer
+from fox.tokenizer.chat import encode_chats
+
+_BATCH_BYTES = 4_000_000
+"""Text that is tokenized at once: enough for all cores, little enough for any memory."""
+
+SPLITS = ("train", "heldout")
+
+
+def is_heldout(document: Document, heldout_fraction: float) -> bool:
+    """Whether no model may be trained on this document: decided by the hash of its content, never by its place."""
+    return int.from_bytes(document.digest[:8], "big") < heldout_fraction * 2**64
+
+
+def training_texts(recipe: Recipe, source_bytes: int, meter: Meter) -> Iterator[str]:
+    """Training text for the tokenizer, each document once: of `source_bytes` on the disk about `tokenizer.sample_bytes`.
+
+    Where that is not all, documents are kept by their hash, so that the sample is spread evenly over all sources.
+    """
+    keep = min(1.0, recipe.tokenizer.sample_bytes / max(1, source_bytes))
+    seen: set[bytes] = set()
+    for name, source in recipe.source.items():
+        tally = Tally(name, source)
+        for document in read_source(name, source, tally):
+            meter.advance(document.num_bytes, note=name)
+            if document.digest in seen or is_heldout(document, recipe.data.heldout_fraction):
+                continue
+            seen.add(document.digest)
+            if int.from_bytes(document.digest[8:16], "big") < keep * 2**64:
+                yield (
+                    document.text
+                    if document.text is not None
+                    else "\n".join(m["content"] for m in document.messages or ())
+                )
+        tally.check()
+
+
+@dataclass
+class _Count:
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class SourceFacts:
+    """What became of one source."""
+
+    reading: dict[str, Any] = field(default_factory=dict)
+    duplicates: int = 0
+    train: _Count = field(default_factory=_Count)
+    heldout: _Count = field(default_factory=_Count)
+
+    def as_dict(self) -> dict[str, Any]:
+        tokens, size = self.train.tokens + self.heldout.tokens, self.train.bytes + self.heldout.bytes
+        return {
+            "documents": self.train.documents + self.heldout.documents,
+            "duplicates": self.duplicates,
+            "bad": sum(self.reading["bad"].values()),
+            "train": vars(self.train),
+            "heldout": vars(self.heldout),
+            "bytes_per_token": round(size / max(1, tokens), 4),
+            "reading": self.reading,
+        }
+
+
+def write_shards(recipe: Recipe, tokenizer: Tokenizer, folder: Path, meter: Meter) -> dict[str, SourceFacts]:
+    """Write `NAME.train.ds` and `NAME.heldout.ds` for each source into `folder`, and tell what went into them.
+
+    Raises UserError where a source has nothing to train on, or where all of them together hold nothing out.
+    """
+    facts: dict[str, SourceFacts] = {}
+    seen: set[bytes] = set()
+    for name, source in recipe.source.items():
+        tally, of_source = Tally(name, source), SourceFacts()
+        is_chat = source.kind == "chat"
+        writers = {s: ShardWriter(shard_path(folder, name, s), tokenizer.vocab_size, is_chat) for s in SPLITS}
+        for batch in _batches(read_source(name, source, tally)):
+            new = []
+            for document in batch:
+                if document.digest in seen:
+                    of_source.duplicates += 1
+                else:
+                    seen.add(document.digest)
+                    new.append(document)
+            for document, (ids, is_learnt) in zip(new, _encode(tokenizer, new, is_chat), strict=True):
+                split = "heldout" if is_heldout(document, recipe.data.heldout_fraction) else "train"
+                writers[split].write(ids, is_learnt)
+                count = of_source.heldout if split == "heldout" else of_source.train
+                count.documents += 1
+                count.tokens += len(ids)
+                count.bytes += document.num_bytes
+            meter.advance(sum(document.num_bytes for document in batch), note=name)
+        for writer in writers.values():
+            writer.close()
+        of_source.reading = tally.as_dict()
+        if not of_source.train.documents:
+            raise UserError(
+                f"source.{name}.path",
+                source.path,
+                problem="holds no document to train on",
+                mend="Add documents, or leave the source out.",
+            )
+        facts[name] = of_source
+    if not any(of_source.heldout.documents for of_source in facts.values()):
+        raise UserError(
+            "data.heldout_fraction",
+            recipe.data.heldout_fraction,
+            problem="holds out no document at all, so nothing could be measured",
+            mend="Raise it, or add documents (a long file can be cut into several).",
+        )
+    return facts
+
+
+def shard_path(folder: Path, source: str, split: str) -> Path:
+    """Where a source's shard of a split lies in the folder of shards."""
+    return folder / f"{source}.{split}.ds"
+
+
+def _encode(
+    tokenizer: Tokenizer, documents: list[Document], is_chat: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    if is_chat:
+        for chat in encode_chats(tokenizer, [document.messages or () for document in documents]):
+            yield chat.ids, chat.is_learnt
+    else:
+        for ids in tokenizer.encode_batch([document.text or "" for document in documents]):
+            whole = (
+                [tokenizer.bos_id, *ids, tokenizer.eos_id] if tokenizer.bos_id is not None else [*ids, tokenizer.eos_id]
+            )
+            yield np.array(whole, dtype=np.int64), None
+
+
+def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += document.num_bytes
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch

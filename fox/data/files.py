@@ -1,0 +1,159 @@
+"""Which files a source names: one, those of a folder, or those that an installed package carries."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from fox.data.quarantine import Tally, visible
+from fox.errors import UserError
+from fox.recipe.schema import Source
+
+PAGES = (".txt", ".md", ".html", ".htm")
+ROWS = (".jsonl", ".json")
+READABLE = (*PAGES, *ROWS, *(f"{suffix}.gz" for suffix in (*PAGES, *ROWS)), ".parquet")
+
+
+class SourceFile(NamedTuple):
+    """A file to read."""
+
+    path: Path
+    label: str
+    """Its name below the source's path: the same on every machine, and fit to be shown."""
+    suffix: str
+    """One of READABLE."""
+
+
+def files_of(name: str, source: Source, tally: Tally) -> list[SourceFile]:
+    """A source's readable files, sorted by name; `tally` counts the others. Raises UserError where there is none."""
+    named = _carried_by(name, source) if source.path.startswith("pip:") else _on_disk(name, source, tally)
+    pattern = source.files.split("/")
+    files = []
+    for label, path, root in sorted(named):
+        if not _matches(label.split("/"), pattern):
+            continue
+        label = visible(label)
+        suffix = _suffix(label)
+        if any(part.startswith(".") for part in label.split("/")):
+            tally.skip(label, "hidden")
+        elif suffix not in READABLE:
+            tally.skip(label, suffix or "no suffix")
+        elif not Path(os.path.realpath(path)).is_relative_to(root):
+            tally.skip(label, "link out of the folder")
+        elif os.path.lexists(path) and not path.is_file():
+            tally.skip(label, "not a regular file")  # opening a pipe would wait for ever
+        else:
+            files.append(SourceFile(path, label, suffix))
+    if not files:
+        skipped = ", ".join(f"{count} x {reason}" for reason, count in tally.skipped.most_common(5))
+        raise UserError(
+            f"source.{name}.path",
+            source.path,
+            problem=f"has no file to read that matches files = {source.files!r}"
+            + (f" (passed over: {skipped})" if skipped else ""),
+            mend=f"Fox reads {', '.join(READABLE)}. Name another path, or other files: -o source.{name}.files='**/*'",
+        )
+    return files
+
+
+Named = tuple[str, Path, str]
+"""Label, path, and the real path of the folder that it may not lead out of."""
+
+
+def _on_disk(name: str, source: Source, tally: Tally) -> Iterator[Named]:
+    path, is_folder = _existing(name, source)
+    root = os.path.realpath(path if is_folder else path.resolve().parent)
+    if not is_folder:
+        yield path.name, path.resolve(), root
+        return
+
+    def refuse(error: OSError) -> None:
+        if Path(error.filename) == path:
+            raise _unreadable(name, source, error)
+        tally.files += 1
+        label = visible(Path(error.filename).relative_to(path).as_posix())
+        tally.refuse(label, f"folder can't be listed ({error.strerror})", whole_file=True)
+
+    for folder, subfolders, files in os.walk(path, onerror=refuse):
+        below = PurePosixPath(Path(folder).relative_to(path).as_posix())
+        for subfolder in list(subfolders):
+            is_link = Path(folder, subfolder).is_symlink()
+            if is_link or subfolder.startswith("."):
+                subfolders.remove(subfolder)
+                tally.skip(visible(str(below / subfolder)), "link to a folder" if is_link else "hidden")
+        for file in files:
+            yield str(below / file), Path(folder, file), root
+
+
+def _existing(name: str, source: Source) -> tuple[Path, bool]:
+    key, missing = f"source.{name}.path", "Name a file, a folder, or pip:NAME for an installed package."
+    if not source.path.strip():
+        raise UserError(key, source.path, problem="is empty", mend=missing)
+    try:
+        path = Path(source.path).expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(key, source.path, problem="does not exist", mend=missing) from None
+    except OSError as error:
+        raise _unreadable(name, source, error) from None
+    except (ValueError, RuntimeError) as error:  # a NUL in the name; ~ of an unknown user
+        raise UserError(key, source.path, problem=f"can't be a path: {error}", mend=missing) from None
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise UserError(key, source.path, problem="is neither a file nor a folder", mend=missing)
+    if not os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids):
+        raise _unreadable(name, source, PermissionError(13, "Permission denied"))
+    return path, stat.S_ISDIR(mode)
+
+
+def _unreadable(name: str, source: Source, error: OSError) -> UserError:
+    return UserError(
+        f"source.{name}.path",
+        source.path,
+        problem=f"can't be read: {error.strerror}",
+        mend="Give yourself leave to read it (chmod u+r; for a folder, u+rx), or name another.",
+    )
+
+
+def _carried_by(name: str, source: Source) -> Iterator[Named]:
+    """The files in a distribution's own list. The package is never imported: none of its code is run."""
+    key, package = f"source.{name}.path", source.path.removeprefix("pip:")
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", package):
+        raise UserError(
+            key,
+            source.path,
+            problem="names no package",
+            mend=f"Write pip:NAME, and which files in source.{name}.files.",
+        )
+    try:
+        distribution = metadata.distribution(package)
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            key, source.path, problem="is not installed for this Python", mend=f"pip install {package}"
+        ) from None
+    root = os.path.realpath(str(distribution.locate_file("")))
+    for file in distribution.files or ():
+        own = file.parts[0].endswith(
+            (".dist-info", ".egg-info")
+        )  # the installer's notes: not what the package is about
+        if not own and ".." not in file.parts and not file.is_absolute():
+            yield file.as_posix(), Path(str(distribution.locate_file(file))), root
+
+
+def _matches(parts: list[str], pattern: list[str]) -> bool:
+    """As a shell's globstar has it: `**` is any number of folders, `*` stays within one."""
+    if not pattern or not parts:
+        return not parts and all(part == "**" for part in pattern)
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _suffix(label: str) -> str:
+    suffixes = PurePosixPath(label.lower()).suffixes
+    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])

@@ -1,0 +1,45 @@
+"""One column of a Parquet file, row by row. Needs pyarrow, which is imported only here and only when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fox.data.quarantine import BadRecord
+
+BATCH_ROWS = 64
+"""Few, for each may be as long as MAX_RECORD_BYTES; pages are decompressed once however few are taken."""
+
+
+def parquet_rows(path: Path, field: str) -> Iterator[tuple[int, Any]]:
+    """(row number from 1, {field: value}), or a BadRecord for the value. Raises BadRecord where the file is broken."""
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    number = 0
+    try:
+        with pyarrow.OSFile(str(path), "rb") as opened, ParquetFile(opened, buffer_size=2**20) as file:
+            names = file.schema_arrow.names
+            if names.count(field) != 1:
+                other = ', but "messages": set kind = "chat"' if "messages" in names else ""
+                raise BadRecord(f'no "{field}"{other}', f"columns: {names}", records=max(1, file.metadata.num_rows))
+            for batch in file.iter_batches(BATCH_ROWS, columns=[field], use_threads=False):
+                for scalar in batch.column(field):
+                    number += 1
+                    yield number, _value(scalar, field)
+    except (pyarrow.ArrowException, OverflowError) as error:
+        raise BadRecord("Parquet is cut short or damaged", str(error)) from None
+    except OSError as error:
+        if error.errno:
+            raise
+        raise BadRecord("Parquet is cut short or damaged", str(error)) from None  # Arrow's, not the system's
+
+
+def _value(scalar: Any, field: str) -> object:
+    try:
+        return {field: scalar.as_py()}
+    except UnicodeDecodeError as error:
+        return BadRecord("is not UTF-8", bytes(error.object[:1000]))
+    except RecursionError:
+        return BadRecord("Parquet is nested too deep")

@@ -1,0 +1,125 @@
+"""The decoder: embedding, blocks, final norm. Its parameters carry the names of Hugging Face's LlamaModel.
+
+B rows, T new tokens, S all tokens so far, D hidden size, V vocabulary
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fox.model.attention import Attention, LayerCache, causal_mask, document_mask, places_in_segments, rotary_turn
+from fox.model.config import ModelConfig
+
+
+class Cache(Protocol):
+    """What a model has seen: how many tokens, and each layer's keys and values."""
+
+    num_tokens: int
+    layers: Sequence[LayerCache]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (Zhang and Sennrich, arXiv 1910.07467), computed in float32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        return self.weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each after a norm and beside a residual path."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(
+        self, x_BTD: Tensor, turn: tuple[Tensor, Tensor], may_see_B1TS: Tensor | None, cache: LayerCache | None
+    ) -> Tensor:
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), turn, may_see_B1TS, cache)
+        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+
+
+class Transformer(nn.Module):
+    """A Llama-style decoder. `forward` gives the hidden states; `logits` or `fox.model.loss` turns them into words."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = (
+            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        )
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw every matrix from a normal distribution of `initializer_range`, in the order of the parameters; norms are ones."""
+        with torch.no_grad():
+            for parameter in self.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+
+    @property
+    def output_weight_VD(self) -> Tensor:
+        """The matrix that scores the vocabulary: the embedding itself where the two are tied."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    def forward(self, tokens_BT: Tensor, segment_BT: Tensor | None = None, cache: Cache | None = None) -> Tensor:
+        """Hidden states (B, T, D) after the final norm.
+
+        `segment_BT` numbers the documents packed in each row: a token sees only those of its own number, and positions
+        start anew with each. `cache` holds what came before these tokens, and takes them up. Not both.
+        """
+        assert segment_BT is None or cache is None
+        new_tokens = tokens_BT.shape[1]
+        seen_tokens = cache.num_tokens if cache else 0
+        may_see_B1TS = None
+        if segment_BT is not None:
+            place_BT = places_in_segments(segment_BT)
+            may_see_B1TS = document_mask(segment_BT)
+        else:
+            place_BT = torch.arange(seen_tokens, seen_tokens + new_tokens, device=tokens_BT.device)[None]
+            if seen_tokens:
+                may_see_B1TS = causal_mask(new_tokens, seen_tokens + new_tokens, tokens_BT.device)
+        turn = rotary_turn(place_BT, self.config.head_dim, self.config.rope_theta)
+        x_BTD = self.embed_tokens(tokens_BT)
+        for number, block in enumerate(self.layers):
+            x_BTD = block(x_BTD, turn, may_see_B1TS, cache.layers[number] if cache else None)
+        if cache:
+            cache.num_tokens += new_tokens
+        return self.norm(x_BTD)
+
+    def logits(self, hidden_BTD: Tensor) -> Tensor:
+        """Scores of the whole vocabulary (B, T, V). For a few tokens; training uses `fox.model.loss`."""
+        return F.linear(hidden_BTD, self.output_weight_VD)
+
+    def num_parameters(self) -> int:
+        """Each counted once, a tied embedding too."""
+        return sum(parameter.numel() for parameter in self.parameters())

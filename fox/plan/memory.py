@@ -1,0 +1,98 @@
+"""What training holds in the memory of one device: an estimate by formula, to choose devices and rows with.
+
+The state is cut in equal parts over the devices (ZeRO stage 3, arXiv 1910.02054; PyTorch's FSDP2); activations are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fox.plan.gpus import Gpu
+from fox.plan.size import Parameters, head_dim
+from fox.recipe.schema import Model, Stage
+
+STATE_BYTES_PER_PARAMETER = 16
+"""Four float32 numbers: the weight, its gradient, AdamW's two moments. ZeRO's paper arrives at 16 as well (section 3.1)
+with weight and gradient in 16 bits and a float32 copy of the weight."""
+
+LOSS_CHUNK_TOKENS = 1024
+"""Assumed: so many tokens' logits exist at a time. All at once, 256,000 entries would need more than all else."""
+
+USABLE_FRACTION = 0.9
+"""Assumed: the rest goes to the CUDA context, communication buffers and fragmentation."""
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """Bytes on one device, at the fullest moment of a stage's step."""
+
+    state: int
+    gathered: int
+    activations: int
+    activations_recomputed: int
+    logits: int
+
+    @property
+    def total(self) -> int:
+        return self.state + self.gathered + self.activations + self.logits
+
+    @property
+    def total_recomputed(self) -> int:
+        """With each block's activations thrown away and made again backward: up to a third more work, 8 N for 6 N."""
+        return self.state + self.gathered + self.activations_recomputed + self.logits
+
+
+def stage_memory(
+    model: Model, parameters: Parameters, vocab_size: int, stage: Stage, devices: int, rows: int, element_bytes: int
+) -> StageMemory:
+    """Memory of one of `devices` with `rows` rows a pass; `element_bytes` is 2 for bfloat16 products, 4 for float32."""
+    tokens = rows * stage.row_length
+    block = tokens * block_activation_bytes_per_token(model, element_bytes)
+    block_input = tokens * model.hidden_size * element_bytes
+    return StageMemory(
+        state=-(-STATE_BYTES_PER_PARAMETER * parameters.total // devices),
+        gathered=gathered_bytes(parameters, devices, element_bytes),
+        activations=model.num_hidden_layers * block,
+        activations_recomputed=model.num_hidden_layers * block_input + block,
+        logits=logits_bytes(min(tokens, LOSS_CHUNK_TOKENS), vocab_size, element_bytes),
+    )
+
+
+def block_activation_bytes_per_token(model: Model, element_bytes: int) -> int:
+    """What one block keeps of a token for the way back.
+
+    Korthikanti et al. (arXiv 2205.05198, section 4.1), counted anew for grouped queries, a gated MLP and no dropout.
+    Fused attention (arXiv 2205.14135) keeps no table of scores, only a float32 number a head. With hidden size h, query
+    width a, key width k, MLP width f, the elements kept are: two norms' inputs and outputs, 4 h; q and the attention's
+    output, 2 a; k and v, 2 k; gate, silu(gate), up and their product, 4 f.
+    """
+    queries = model.num_attention_heads * head_dim(model)
+    keys = model.num_key_value_heads * head_dim(model)
+    elements = 4 * model.hidden_size + 2 * queries + 2 * keys + 4 * model.intermediate_size
+    return elements * element_bytes + 4 * model.num_attention_heads
+
+
+def gathered_bytes(parameters: Parameters, devices: int, element_bytes: int) -> int:
+    """Whole weights in the products' precision, beside the sharded state.
+
+    Sharded: the embedding, the head, the block at work and the next one, each with its gradient. On one device: a
+    bfloat16 copy of all weights, which makes 18 bytes a parameter; none in float32.
+    """
+    if devices == 1:
+        return 0 if element_bytes == 4 else element_bytes * parameters.total
+    whole = parameters.embedding + parameters.head + parameters.final_norm + 2 * parameters.one_block
+    return 2 * element_bytes * whole
+
+
+def logits_bytes(tokens: int, vocab_size: int, element_bytes: int) -> int:
+    """Logits and their gradients, in float32 for the softmax and, where products are in bfloat16, in that as well."""
+    return tokens * vocab_size * logit_bytes(element_bytes)
+
+
+def logit_bytes(element_bytes: int) -> int:
+    return 8 if element_bytes == 4 else 8 + 2 * element_bytes
+
+
+def usable_bytes(gpu: Gpu) -> int:
+    """Of one GPU's memory."""
+    return int(gpu.memory_gb * 1e9 * USABLE_FRACTION)

@@ -1,0 +1,223 @@
+"""How long a recipe takes on given devices, whether it fits them, and what is wrong with that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from fox.errors import Problem, UserError
+from fox.plan.gpus import Gpu, find_gpu
+from fox.plan.memory import StageMemory, stage_memory, usable_bytes
+from fox.plan.problems import indivisible_batch, too_large, wrong_peak
+from fox.plan.size import (
+    Parameters,
+    attention_flops_per_position,
+    count_parameters,
+    kv_cache_bytes_per_token,
+    matrix_flops,
+    mean_chunk_length,
+)
+from fox.recipe.schema import Model, Recipe, Schedule, Stage
+
+ASSUMED_MFU = 0.40
+"""The share of a GPU's peak that training uses, where nothing was measured. MosaicML's llm-foundry published 40.9 % for
+a 1.3B model in 2K chunks on 64 H100, and 37.7 % in 8K chunks on 8 (scripts/train/benchmarking/README.md), counted as
+here; torchtitan 33 to 39 % for Llama 3.1 8B on H100 (docs/performance.md). Small models reach less."""
+
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage of the curriculum, or the tuning. `key` is its place in the recipe; FLOPs are forward and backward."""
+
+    key: str
+    name: str
+    tokens: int
+    """Trained on: whole steps of batch_tokens."""
+    chunk_length: int | dict[str, int]
+    mean_chunk_length: float
+    rows: int
+    row_length: int
+    batch_tokens: int
+    steps: int
+    warmup_steps: int
+    decay_steps: int
+    passes_per_step: int | None
+    """Forward and backward passes of each device in a step; None where the batch does not divide."""
+    flops_per_token: float
+    flops_per_token_causal: float
+    flops: float
+    memory: StageMemory
+    tokens_per_second: float | None
+    """Of all devices together."""
+    mfu: float | None
+    days: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recipe takes. `as_dict` is the same for machines."""
+
+    name: str
+    model: Model
+    vocab_size: int
+    devices: int
+    gpu: Gpu | None
+    mfu: float | None
+    """Assumed or given; None where a rate was given instead, or nothing is known."""
+    mfu_is_assumed: bool
+    element_bytes: int
+    """Of matrix products: 2 for bfloat16, 4 for float32."""
+    parameters: Parameters
+    attention_flops_per_position: int
+    kv_cache_bytes_per_token: int
+    stages: tuple[StagePlan, ...]
+    problems: tuple[Problem, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(stage.tokens for stage in self.stages)
+
+    @property
+    def flops(self) -> float:
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def days(self) -> float | None:
+        days = [stage.days for stage in self.stages]
+        return None if None in days else sum(day for day in days if day is not None)
+
+    @property
+    def usable_bytes(self) -> int | None:
+        """Of one GPU's memory."""
+        return usable_bytes(self.gpu) if self.gpu else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, text, lists and tables, ready for `json.dumps`."""
+        page = asdict(self)
+        page["model"] = self.model.model_dump()
+        page["problems"] = [str(problem) for problem in self.problems]
+        page["parameters"]["total"] = self.parameters.total
+        page["parameters"]["without_lookup"] = self.parameters.without_lookup
+        page["parameters"]["without_embedding_and_head"] = self.parameters.without_embedding_and_head
+        page["stages"] = list(page["stages"])
+        for told, stage in zip(page["stages"], self.stages, strict=True):
+            told["memory"]["total"] = stage.memory.total
+            told["memory"]["total_recomputed"] = stage.memory.total_recomputed
+        return page | {"tokens": self.tokens, "flops": self.flops, "days": self.days, "usable_bytes": self.usable_bytes}
+
+
+def plan(
+    recipe: Recipe,
+    gpus: int = 1,
+    gpu: str | None = None,
+    mfu: float | None = None,
+    tokens_per_second: float | None = None,
+) -> Plan:
+    """What `recipe` takes on `gpus` devices of the kind `gpu`, in parameters, FLOPs, bytes, steps and days.
+
+    Time follows from `mfu`, the share of the peak in use (ASSUMED_MFU unless given), or from a measured
+    `tokens_per_second` of all devices together; with neither a GPU nor a rate it stays unknown. Raises UserError where
+    the figures asked for make no sense; what is wrong with the plan itself is in `problems`.
+    """
+    kind = _checked(gpus, gpu, mfu, tokens_per_second)
+    assumed = kind is not None and mfu is None and tokens_per_second is None
+    share = ASSUMED_MFU if assumed else mfu
+    model, vocab_size = recipe.model, recipe.tokenizer.vocab_size
+    parameters = count_parameters(model, vocab_size)
+    element_bytes = 4 if recipe.train.precision == "float32" else 2
+    peak_flops = gpus * kind.peak_tflops * 1e12 if kind else None
+    stages: list[StagePlan] = []
+    problems: list[Problem] = []
+
+    def memory_of(stage: Stage, devices: int, rows: int) -> StageMemory:
+        return stage_memory(model, parameters, vocab_size, stage, devices, rows, element_bytes)
+
+    def add(key: str, name: str, stage: Stage, warmup_steps: int, decay_steps: int) -> None:
+        attention = attention_flops_per_position(model) * mean_chunk_length(stage)
+        matrices = matrix_flops(parameters.without_lookup)
+        flops = matrices + attention
+        rate = tokens_per_second or (peak_flops * share / flops if peak_flops and share else None)
+        passes, rest = divmod(stage.batch_tokens, gpus * stage.rows * stage.row_length)
+        tokens = stage.steps * stage.batch_tokens
+        stages.append(
+            StagePlan(
+                key=key,
+                name=name,
+                tokens=tokens,
+                chunk_length=stage.chunk_length,
+                mean_chunk_length=mean_chunk_length(stage),
+                rows=stage.rows,
+                row_length=stage.row_length,
+                batch_tokens=stage.batch_tokens,
+                steps=stage.steps,
+                warmup_steps=warmup_steps,
+                decay_steps=decay_steps,
+                passes_per_step=None if rest else passes,
+                flops_per_token=flops,
+                flops_per_token_causal=matrices + attention / 2,
+                flops=tokens * flops,
+                memory=memory_of(stage, gpus, stage.rows),
+                tokens_per_second=rate,
+                mfu=rate * flops / peak_flops if rate and peak_flops else None,
+                days=tokens / rate / SECONDS_PER_DAY if rate else None,
+            )
+        )
+        problems.extend(indivisible_batch(key, stage, gpus))
+        if kind:
+            problems.extend(too_large(key, stage, gpus, kind, memory_of))
+
+    turns = _warmup_and_decay_steps(list(recipe.stage.values()), recipe.schedule)
+    for (name, stage), (warmup_steps, decay_steps) in zip(recipe.stage.items(), turns, strict=True):
+        add(f"stage.{name}", name, stage, warmup_steps, decay_steps)
+    if recipe.tune:
+        add("tune", "tune", recipe.tune, *_warmup_and_decay_steps([recipe.tune], recipe.tune.schedule)[0])
+    if kind and tokens_per_second is None:
+        problems.extend(wrong_peak(recipe.train.precision, kind))
+    return Plan(
+        name=recipe.name,
+        model=model,
+        vocab_size=vocab_size,
+        devices=gpus,
+        gpu=kind,
+        mfu=share,
+        mfu_is_assumed=assumed,
+        element_bytes=element_bytes,
+        parameters=parameters,
+        attention_flops_per_position=attention_flops_per_position(model),
+        kv_cache_bytes_per_token=kv_cache_bytes_per_token(model),
+        stages=tuple(stages),
+        problems=tuple(problems),
+    )
+
+
+def _checked(gpus: int, gpu: str | None, mfu: float | None, tokens_per_second: float | None) -> Gpu | None:
+    if gpus < 1:
+        raise UserError("--gpus", gpus, problem="is no number of devices", mend="Give 1 or more.")
+    if tokens_per_second is not None and not (0 < tokens_per_second < math.inf):
+        raise UserError("--tokens-per-second", tokens_per_second, problem="is no rate", mend="Give a number above 0.")
+    if mfu is not None:
+        if not 0 < mfu <= 1:
+            mend = f"Give it as {mfu / 100:g}." if 1 < mfu <= 100 else "0.40 is usual."
+            raise UserError("--mfu", mfu, problem="is no share of the peak between 0 and 1", mend=mend)
+        if tokens_per_second is not None:
+            raise UserError("--mfu", mfu, problem="and --tokens-per-second both say how fast it is", mend="Give one.")
+        if gpu is None:
+            raise UserError("--mfu", mfu, problem="is a share of a peak that is not known", mend="Give --gpu, too.")
+    return find_gpu(gpu) if gpu is not None else None
+
+
+def _warmup_and_decay_steps(stages: list[Stage], schedule: Schedule) -> list[tuple[int, int]]:
+    """How many steps of each stage lie, whole or in part, in the warm-up and in the decay that span all stages."""
+    ends = [0]
+    for stage in stages:
+        ends.append(ends[-1] + stage.steps * stage.batch_tokens)
+    decay_starts = ends[-1] - schedule.decay_tokens
+    turns = []
+    for stage, start, end in zip(stages, ends, ends[1:], strict=False):
+        warmup = max(0, min(end, schedule.warmup_tokens) - start)
+        decay = max(0, end - max(start, decay_starts))
+        turns.append((-(-warmup // stage.batch_tokens), -(-decay // stage.batch_tokens)))
+    return turns

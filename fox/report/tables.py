@@ -1,0 +1,143 @@
+"""The tables of a report: what was measured, what the data held, what each stage did, and on what machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fox.report import quantities
+from fox.report.run_files import STEPS, Metrics, Results, RunFiles
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells; the first `text_columns` of them are words, the others numbers."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    text_columns: int = 1
+
+
+def scores_table(results: Results) -> Table | None:
+    """Bits per byte by model and source, with the bigram and the size of the held-out text."""
+    tables = [
+        *results.bits_per_byte.items(),
+        *((f"{model}, assistant's words", scores) for model, scores in results.assistant_bits_per_byte.items()),
+        *([("Kneser-Ney bigram", results.kneser_ney_bits_per_byte)] if results.kneser_ney_bits_per_byte else []),
+    ]
+    sources = list(dict.fromkeys(source for _, scores in tables for source in scores))
+    if not sources:
+        return None
+    rows = [[name, *(quantities.decimal(scores.get(source), 3) for source in sources)] for name, scores in tables]
+    if results.heldout:
+        sizes = [results.heldout[source].bytes if source in results.heldout else None for source in sources]
+        rows.append(["held-out text", *(quantities.size(size) for size in sizes)])
+    return Table(["", *sources], rows)
+
+
+def data_table(run: RunFiles) -> Table | None:
+    """What each source held and gave."""
+    sources = run.facts("data").sources
+    if not sources:
+        return None
+    head = [
+        "source",
+        "documents",
+        "duplicates",
+        "unusable",
+        "train tokens",
+        "train text",
+        "held out",
+        "bytes per token",
+    ]
+    rows = [
+        [
+            name,
+            quantities.exact(facts.documents),
+            quantities.exact(facts.duplicates),
+            quantities.exact(facts.bad),
+            quantities.count(facts.train.tokens),
+            quantities.size(facts.train.bytes),
+            quantities.size(facts.heldout.bytes),
+            quantities.decimal(facts.bytes_per_token),
+        ]
+        for name, facts in sources.items()
+    ]
+    return Table(head, rows)
+
+
+def stages_table(run: RunFiles) -> Table | None:
+    """What each stage of training did, by its metrics."""
+    rows = []
+    for metrics in filter(None, (run.pretrain, run.tune)):
+        rows += [_stage_row(metrics, first, end, name) for name, first, end in _bands(metrics, run)]
+    head = ["stage", "chunk length", "mixture", "steps", "tokens", "tokens a step", "loss at its end", "time"]
+    return Table(head, rows, text_columns=3) if rows else None
+
+
+def _bands(metrics: Metrics, run: RunFiles) -> list[tuple[str, int, int]]:
+    fallback = "tuning" if metrics is run.tune else "pre-training"
+    return [(band.name or fallback, band.first, band.end) for band in metrics.bands]
+
+
+def _stage_row(metrics: Metrics, first: int, end: int, name: str) -> list[str]:
+    rows = metrics.rows[first:end]
+    before_tokens = metrics.rows[first - 1].tokens if first else 0
+    before_seconds = metrics.rows[first - 1].seconds if first else 0
+    drawn: Counter[str] = Counter()
+    lengths: dict[str, float] = {}
+    for row in rows:
+        drawn.update(row.mix)
+        lengths.update(row.chunk_length)
+    tokens = rows[-1].tokens - before_tokens
+    last = [row.loss for row in rows[-max(1, len(rows) // 20) :]]
+    one_length = len(set(lengths.values())) == 1
+    return [
+        name,
+        f"{next(iter(lengths.values())):.0f}"
+        if one_length
+        else quantities.listed([f"{source} {length:.0f}" for source, length in lengths.items()]) or quantities.NONE,
+        quantities.listed(
+            [f"{source} {quantities.share(part, drawn.total())}" for source, part in drawn.most_common(6)]
+        )
+        or quantities.NONE,
+        quantities.exact(len(rows)),
+        quantities.count(tokens),
+        quantities.exact(tokens / len(rows)),
+        quantities.decimal(sum(last) / len(last)),
+        quantities.duration(rows[-1].seconds - before_seconds),
+    ]
+
+
+def steps_table(run: RunFiles) -> Table | None:
+    """When each step of the run began, and how long it took in all."""
+    rows = [
+        [
+            step,
+            (manifest.started or quantities.NONE).replace("T", " ").replace("Z", " UTC"),
+            quantities.duration(manifest.seconds),
+        ]
+        for step, manifest in run.manifests.items()
+    ]
+    return Table(["step", "started", "time in all"], rows, text_columns=2) if rows else None
+
+
+def machine(run: RunFiles) -> list[tuple[str, str]]:
+    """What the run ran on and with: name and value."""
+    facts = {step: run.facts(step) for step in STEPS}
+
+    def values(name: str) -> str:
+        return ", ".join(dict.fromkeys(str(value) for fact in facts.values() if (value := getattr(fact, name))))
+
+    peak = max((fact.peak_memory_bytes for fact in facts.values() if fact.peak_memory_bytes), default=None)
+    told = [
+        ("processor", values("cpu")),
+        ("threads", values("threads")),
+        ("precision of products", values("precision")),
+        ("memory, at most", quantities.size(peak) if peak else ""),
+        ("torch", values("torch")),
+        ("fox", ", ".join(dict.fromkeys(m.fox for m in run.manifests.values() if m.fox))),
+        ("seed", str(run.recipe.recipe.get("seed", ""))),
+    ]
+    return [(name, value) for name, value in told if value]

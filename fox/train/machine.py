@@ -1,0 +1,51 @@
+"""The machine that a run is trained on: what decides its losses to the last bit, and what it can do."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from fox.errors import UserError
+
+
+def resolve_precision(wanted: str) -> str:
+    """`auto` as bf16 where the processor multiplies in it, else float32. Raises UserError where bf16 is asked for in vain."""
+    able = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if wanted == "bf16" and not able:
+        raise UserError(
+            "train.precision",
+            wanted,
+            problem="is not possible: this processor has no bf16 instructions",
+            mend="-o train.precision=float32",
+        )
+    return ("bf16" if able else "float32") if wanted == "auto" else wanted
+
+
+def losses_depend_on() -> dict[str, object]:
+    """What must stay the same for the same losses, besides recipe and data."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

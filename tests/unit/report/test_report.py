@@ -1,0 +1,368 @@
+"""`fox report`: one page from whatever a run left."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fox.errors import UserError
+from fox.recipe import load_recipe
+from fox.report import quantities
+from fox.report.page import reproduce_command, write_report
+from fox.report.plots import mixture_shares, smoothed, thinned
+from fox.report.run_files import Band, RunFiles, SavedRecipe, read_run
+
+RECIPE = Path(__file__).parents[3] / "recipes/tiny.toml"
+HOSTILE = "<script>alert(1)</script> & $\\frac{1}$ \"'><img src=http://evil.example/x onerror=alert(2)>"
+
+# name, tokens, chunk length, batch tokens, mix
+STAGES: list[tuple[str, float, dict[str, int], int, dict[str, float]]] = [
+    ("foundation", 800e3, {"speeches": 128}, 4096, {"speeches": 1.0}),
+    ("longer", 900e3, {"speeches": 256, "chats": 128}, 8192, {"speeches": 0.9, "chats": 0.1}),
+    ("quality", 300e3, {"speeches": 512, "chats": 512}, 8192, {"speeches": 0.7, "chats": 0.3}),
+]
+TUNE = [("tune", 500e3, {"chats": 512}, 8192, {"chats": 1.0})]
+
+
+def training_rows(stages: list[Any], start_loss: float, end_loss: float, peak: float) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl with a loss that falls as losses do, and noise."""
+    dice = random.Random(7)
+    all_tokens = sum(stage[1] for stage in stages)
+    rows: list[dict[str, Any]] = []
+    tokens = seconds = 0.0
+    for at, (name, stage_tokens, chunk_length, batch_tokens, mix) in enumerate(stages):
+        for _ in range(round(stage_tokens / batch_tokens)):
+            tokens += batch_tokens
+            speed = 5600 * (1 - 0.12 * at) * dice.uniform(0.94, 1.03)
+            seconds += batch_tokens / speed
+            done = tokens / all_tokens
+            chats = round(batch_tokens * mix.get("chats", 0) * dice.uniform(0.8, 1.2)) if len(mix) > 1 else 0
+            drawn = (
+                {"speeches": batch_tokens - chats, "chats": chats} if len(mix) > 1 else dict.fromkeys(mix, batch_tokens)
+            )
+            rows.append(
+                {
+                    "step": len(rows) + 1,
+                    "tokens": tokens,
+                    "stage": name,
+                    "loss": end_loss
+                    + (start_loss - end_loss) * (1 + 60 * done) ** -0.75
+                    + 0.08 * at
+                    + dice.gauss(0, 0.07),
+                    "learning_rate": peak * min(1, tokens / 1e5, 1 - math.sqrt(max(0, (done - 0.65) / 0.35)) + 1e-9),
+                    "gradient_norm": dice.uniform(0.4, 1.3),
+                    "chunk_length": chunk_length,
+                    "mix": drawn,
+                    "seconds": seconds,
+                    "tokens_per_second": speed,
+                    "memory_bytes": 9e8 + 6e7 * at + dice.uniform(0, 4e6),
+                }
+            )
+    return rows
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_whole_run(folder: Path) -> None:
+    """A finished run of the tiny recipe, with made-up numbers."""
+    loaded = load_recipe(RECIPE, ["seed=3", "model.hidden_size=256"])
+    for name in ("manifests", "eval"):
+        (folder / name).mkdir(parents=True)
+    (folder / "recipe.json").write_text(
+        json.dumps({"recipe": loaded.recipe.model_dump(), "rows": loaded.rows()}), encoding="utf-8"
+    )
+    write_lines(folder / "pretrain/metrics.jsonl", training_rows(STAGES, 8.4, 3.5, 4e-3))
+    write_lines(folder / "tune/metrics.jsonl", training_rows(TUNE, 4.1, 2.9, 1e-3))
+    size = {"documents": 230, "tokens": 2_412_331, "bytes": 10_100_000}
+    speeches = {"documents": 240, "duplicates": 1, "bad": 0, "train": size, "heldout": {**size, "bytes": 410_000}}
+    chats = {
+        "documents": 7168,
+        "duplicates": 31,
+        "bad": 3150,
+        "train": {**size, "bytes": 1_300_000},
+        "bytes_per_token": 3.61,
+    }
+    training = {
+        "parameters": 7_739_392,
+        "steps": 342,
+        "tokens": 2_000_000,
+        "precision": "bf16",
+        "threads": 2,
+        "torch": "2.13.0",
+        "cpu": "AMD EPYC 9R14",
+        "peak_memory_bytes": 1.14e9,
+        "seconds_training": 391.0,
+    }
+    facts: dict[str, dict[str, Any]] = {
+        "data": {"sources": {"speeches": {**speeches, "bytes_per_token": 4.19}, "chats": chats}},
+        "pretrain": training,
+        "tune": {**training, "tokens": 500_000, "seconds_training": 104.0},
+    }
+    for step, seconds in (("tokenizer", 9.1), ("data", 14.2), ("pretrain", 431.0), ("tune", 118.0), ("eval", 41.5)):
+        manifest = {
+            "stage": step,
+            "inputs": {"recipe": "ab" * 32},
+            "outputs": {f"{step}/output": "cd" * 32},
+            "seconds": seconds,
+            "started": "2026-11-23T17:30:00Z",
+            "fox": "0.1.0",
+            "facts": facts.get(step, {}),
+        }
+        (folder / f"manifests/{step}.json").write_text(json.dumps(manifest))
+    results = {
+        "bits_per_byte": {
+            "foundation": {"speeches": 2.31, "chats": 3.62},
+            "longer": {"speeches": 2.12, "chats": 2.71},
+            "base": {"speeches": 2.07, "chats": 2.48},
+            "tuned": {"speeches": 2.16, "chats": 2.13},
+        },
+        "assistant_bits_per_byte": {"base": {"chats": 2.52}, "tuned": {"chats": 2.09}},
+        "kneser_ney_bits_per_byte": {"speeches": 2.44, "chats": 2.93},
+        "replies": {"chats": 20, "ended": 19, "words": 400, "known_words": 390},
+        "samples": [
+            {
+                "prompt": "Hello! How are you today?",
+                "base": "The people of the United States have been called upon to consider the condition of the\n"
+                "Treasury, and the Congress will no doubt be willing to make the appropriation which is needed.",
+                "tuned": "I'm good, thanks! How are you?",
+                "tuned_ended": True,
+            },
+            {"prompt": "What do you like to do?", "base": HOSTILE, "tuned": "I like to " * 30, "tuned_ended": False},
+        ],
+        "heldout": {"speeches": {"documents": 9, "tokens": 97_853, "bytes": 410_000}, "chats": {"bytes": 361_000}},
+    }
+    (folder / "eval/results.json").write_text(json.dumps(results))
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    write_whole_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_page(whole_run: Path) -> str:
+    return write_report(whole_run).read_text("utf-8")
+
+
+class Elements(HTMLParser):
+    """Every tag of a page with its attributes, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_has_every_section_and_every_chart(whole_page: str, whole_run: Path) -> None:
+    ids = {attributes.get("id") for _, attributes in Elements(whole_page).tags}
+    sections = {
+        "summary",
+        "training",
+        "tuning",
+        "scores",
+        "samples",
+        "data",
+        "stages",
+        "reproduce",
+        "machine",
+        "recipe",
+    }
+    charts = {
+        *("loss-by-tokens", "loss-by-time", "learning-rate", "chunk-length", "mixture", "speed", "memory"),
+        *("bits-per-byte", "tuning-loss", "tuning-learning-rate"),
+    }
+    assert sections | charts | {"hashes"} <= ids
+    assert "notes" not in ids
+    assert {file.stem for file in (whole_run / "report").glob("*.png")} == charts | {"overview"}
+
+
+def test_the_summary_tells_the_headline_figures(whole_page: str) -> None:
+    text = Elements(whole_page).text.replace("\N{NO-BREAK SPACE}", " ")
+    for told in (
+        "7.74 M parameters",
+        "2.00 M tokens in 3 stages and 6 min 31 s",
+        "2.07 bits per byte of speeches (a Kneser-Ney bigram: 2.44)",
+        "from 2.52 to 2.09 bits per byte",
+        "Of 20 replies to held-out chats 19 end by themselves",
+    ):
+        assert told in text
+
+
+def test_the_overview_suits_a_readme(whole_page: str, whole_run: Path) -> None:
+    header = (whole_run / "report/overview.png").read_bytes()[:24]
+    assert (int.from_bytes(header[16:20]), int.from_bytes(header[20:24])) == (1600, 1000)
+
+
+def test_the_page_asks_the_network_for_nothing(whole_page: str) -> None:
+    for tag, attributes in Elements(whole_page).tags:
+        assert tag not in {"script", "iframe", "object", "embed", "base"}
+        for name in ("src", "href", "srcset", "action", "data"):
+            assert (attributes.get(name) or "data:").startswith("data:"), (tag, attributes)
+    assert not re.search(r"url\(|@import", whole_page)
+
+
+def test_foreign_text_stays_text(whole_page: str) -> None:
+    elements = Elements(whole_page)
+    assert HOSTILE in elements.text
+    assert not any(name.startswith("on") for _, attributes in elements.tags for name in attributes)
+
+
+def test_hostile_names_stay_text_in_charts_too(tmp_path: Path) -> None:
+    rows = training_rows(STAGES, 8.4, 3.5, 4e-3)[::20]
+    for row in rows:
+        row["stage"] += "\x00\x1b]" + HOSTILE
+        row["mix"] = {HOSTILE: 10, "日本 $x_$": 5, **{f"source {i}": 1 for i in range(9)}}
+        row["chunk_length"] = {HOSTILE: 128, "日本 $x_$": 256}
+    write_lines(tmp_path / "pretrain/metrics.jsonl", rows)
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/results.json").write_text(json.dumps({"bits_per_byte": {HOSTILE: {HOSTILE: 2.0}}}))
+    elements = Elements(write_report(tmp_path).read_text("utf-8"))
+    assert not any(tag == "script" or "onerror" in attributes for tag, attributes in elements.tags)
+
+
+def test_numbers_that_are_none_break_no_chart(tmp_path: Path) -> None:
+    rows = training_rows(STAGES, 8.4, 3.5, 4e-3)[::30]
+    for i, row in enumerate(rows):
+        for name in ("loss", "seconds", "tokens_per_second", "memory_bytes", "learning_rate"):
+            row[name] = [math.nan, math.inf, 0.0, 1e-12][(i + len(name)) % 4]
+        row["mix"] = {}
+    write_lines(tmp_path / "pretrain/metrics.jsonl", rows)
+    write_lines(tmp_path / "tune/metrics.jsonl", [{"step": 1, "tokens": 0, "loss": math.inf}])
+    (tmp_path / "eval").mkdir()
+    scores = {"base": {"a": math.nan, "b": math.inf}, "tuned": {"b": 1.0}}
+    (tmp_path / "eval/results.json").write_text(
+        json.dumps({"bits_per_byte": scores, "kneser_ney_bits_per_byte": {"a": math.nan}})
+    )
+    assert write_report(tmp_path).is_file()
+
+
+def test_an_unfinished_run_is_shown_as_far_as_it_got(tmp_path: Path) -> None:
+    rows = training_rows(STAGES, 8.4, 3.5, 4e-3)[:3]
+    rows[1]["loss"] = math.nan
+    write_lines(
+        tmp_path / "pretrain/metrics.jsonl", [{key: row[key] for key in ("step", "tokens", "loss")} for row in rows]
+    )
+    elements = Elements(write_report(tmp_path).read_text("utf-8"))
+    assert (
+        "Not there yet: the recipe, what the data holds, the end of training, tuning, the evaluation." in elements.text
+    )
+    assert "loss-by-tokens" in {attributes.get("id") for _, attributes in elements.tags}
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"bits_per_byte": 3}', "[" * 100_000])
+def test_a_damaged_file_is_said_and_left_out(tmp_path: Path, content: str) -> None:
+    (tmp_path / "eval").mkdir()
+    (tmp_path / "eval/results.json").write_text(content)
+    run = read_run(tmp_path)
+    assert run.results is None
+    assert any("eval/results.json can't be read" in note for note in run.notes)
+
+
+def test_a_cut_last_line_of_metrics_is_said_and_left_out(tmp_path: Path) -> None:
+    rows = training_rows(STAGES, 8.4, 3.5, 4e-3)[:5]
+    file = tmp_path / "pretrain/metrics.jsonl"
+    write_lines(file, rows)
+    file.write_bytes(file.read_bytes()[:-60])
+    run = read_run(tmp_path)
+    assert run.pretrain is not None and len(run.pretrain.rows) == 4
+    assert (
+        "The last line of pretrain/metrics.jsonl is cut short, as a stopped run leaves it; it is left out." in run.notes
+    )
+
+
+def test_a_broken_line_within_is_counted_and_a_step_written_again_counts_once(tmp_path: Path) -> None:
+    rows = training_rows(STAGES, 8.4, 3.5, 4e-3)[:6]
+    again = [{**row, "loss": 1.0} for row in rows[3:]]
+    write_lines(tmp_path / "pretrain/metrics.jsonl", [*rows[:5], {"step": "?"}, *again])
+    run = read_run(tmp_path)
+    assert run.pretrain is not None
+    assert [row.step for row in run.pretrain.rows] == [1, 2, 3, 4, 5, 6]
+    assert run.pretrain.rows[3].loss == 1.0
+    assert "1 unreadable line of pretrain/metrics.jsonl left out." in run.notes
+
+
+def test_a_folder_that_is_no_run_is_a_users_mistake(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(UserError, match="RUN") as caught:
+            write_report(folder)
+        assert "fox run" in caught.value.problems[0].mend
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_takes_the_place_of_the_one_before(whole_run: Path, whole_page: str) -> None:
+    (whole_run / "report/old.png").write_bytes(b"")
+    assert write_report(whole_run).read_text("utf-8") == whole_page
+    assert not (whole_run / "report/old.png").exists()
+
+
+def test_the_command_names_the_recipe_and_what_was_changed() -> None:
+    rows = [
+        ("name", "tiny", "recipes/my tiny.toml:3"),
+        ("seed", 3, "-o"),
+        ("source.own.path", "~/my documents", "-o"),
+        ("stage.longer.chunk_length", {"text": 256}, "-o"),
+        ("train.compile", False, "-o"),
+        ("train.precision", "bf16", "-o"),
+        ("eval.top_p", 0.9, "default"),
+    ]
+    run = RunFiles(Path("runs/tiny"), recipe=SavedRecipe(rows=rows))
+    assert reproduce_command(run) == (
+        "fox run 'recipes/my tiny.toml' -o seed=3 -o 'source.own.path=\"~/my documents\"' "
+        "-o 'stage.longer.chunk_length={ \"text\" = 256 }' -o train.compile=false -o train.precision=bf16"
+    )
+
+
+def test_mixture_shares_keep_within_their_stage(whole_run: Path) -> None:
+    metrics = read_run(whole_run).pretrain
+    assert metrics is not None
+    edges, shares = mixture_shares(metrics, metrics.column("tokens"))
+    assert np.allclose(sum(shares.values()), 1)
+    first_stage = edges[:-1] < metrics.rows[metrics.bands[0].end - 1].tokens
+    assert (shares["speeches"][first_stage] == 1).all() and (shares["speeches"][~first_stage] < 1).all()
+
+
+def test_smoothing_passes_over_gaps_and_thinning_keeps_the_last_point() -> None:
+    mean = smoothed(np.array([2.0, np.nan, 2.0, 2.0, 9.0, 9.0]), [Band("one", 0, 4), Band("two", 4, 6)])
+    assert np.allclose(mean[[0, 2, 3]], 2) and np.isnan(mean[1])
+    assert np.allclose(mean[4:], 9), "smoothed across stages"
+    x, _ = thinned(np.arange(100_001.0), np.arange(100_001.0))
+    assert len(x) <= 1200 and x[-1] == 100_000
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (quantities.count(7_739_392), "7.74 M"),
+        (quantities.count(999_999), "1.00 M"),
+        (quantities.count(1234), "1,234"),
+        (quantities.count(None), "–"),
+        (quantities.size(1_140_000_000), "1.14 GB"),
+        (quantities.duration(59.7), "1 min"),
+        (quantities.duration(372), "6 min 12 s"),
+        (quantities.duration(7384), "2 h 3 min"),
+        (quantities.duration(math.nan), "–"),
+        (quantities.share(19, 20), "95 %"),
+    ],
+)
+def test_numbers_are_told_with_their_unit(told: str, expected: str) -> None:
+    assert told.replace("\N{NO-BREAK SPACE}", " ") == expected
