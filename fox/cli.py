@@ -180,7 +180,9 @@ def main() -> None:
     except Failure as error:
         typer.secho(f"failed: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:  # typer turns the one into the other
+        if isinstance(end, SystemExit) and end.code != 130:
+            raise
         typer.secho("stopped. The same command goes on from here.", err=True)
         sys.exit(130)
     except BrokenPipeError:

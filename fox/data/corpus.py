@@ -52,7 +52,6 @@ def training_texts(recipe: Recipe, source_bytes: int, meter: Meter) -> Iterator[
                     if document.text is not None
                     else "\n".join(m["content"] for m in document.messages or ())
                 )
-        tally.check()
 
 
 @dataclass

@@ -32,12 +32,7 @@ class Conversation:
 
         Raises UserError where `text` alone does not fit the model's context.
         """
-        self.messages.append({"role": "user", "content": text})
-        try:
-            prompt = self._prompt(min(max_tokens, _LEAST_REPLY_TOKENS))
-        except UserError:
-            self.messages.pop()
-            raise
+        prompt = self._take_up({"role": "user", "content": text}, min(max_tokens, _LEAST_REPLY_TOKENS))
         known = _common_prefix(self._seen[: self._cache.num_tokens], prompt[:-1])
         self._cache.truncate(known)
         self._seen = list(prompt)
@@ -45,6 +40,7 @@ class Conversation:
         stop = set() if self.tokenizer.eos_id is None else {self.tokenizer.eos_id}
         self.ended = False
         said: list[int] = []
+        shown = ""
         try:
             for token in generate(self.model, prompt[known:], self._cache, sampling, stop, max_tokens):
                 self._seen.append(token)
@@ -53,28 +49,39 @@ class Conversation:
                     break
                 said.append(token)
                 piece = stream.step(token)
+                shown += piece
                 if piece:
                     yield piece
+            rest = self.tokenizer.decode(said)[len(shown) :]  # held back for a character that was never finished
+            if rest:
+                yield rest
         finally:
             self.messages.append({"role": "assistant", "content": self.tokenizer.decode(said)})
 
-    def _prompt(self, room: int) -> list[int]:
-        """The conversation's tokens, without as many of the oldest turns as must go so that `room` tokens are left for a reply."""
+    def _take_up(self, message: Message, room: int) -> list[int]:
+        """Add `message`, leave out as many of the oldest turns as must go for `room` tokens of reply, and give all the tokens.
+
+        Nothing is added and nothing left out where even the message alone takes too many.
+        """
         context = self.model.config.max_position_embeddings
-        first = 1 if self.messages[0]["role"] == "system" else 0
+        messages = [*self.messages, message]
+        first = 1 if messages[0]["role"] == "system" else 0
+        forgotten_turns = 0
         while True:
-            prompt = encode_chat(self.tokenizer, self.messages, add_generation_prompt=True).ids.tolist()
+            prompt = encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids.tolist()
             if len(prompt) + room <= context:
+                self.messages = messages
+                self.forgotten_turns += forgotten_turns
                 return prompt
-            if len(self.messages) - first <= 2:
+            if len(messages) - first <= 2:
                 raise UserError(
                     "message",
-                    self.messages[-1]["content"],
+                    message["content"],
                     problem=f"takes {len(prompt)} tokens with its conversation, and the model reads {context}",
                     mend="Say less.",
                 )
-            del self.messages[first : first + 2]
-            self.forgotten_turns += 1
+            del messages[first : first + 2]
+            forgotten_turns += 1
 
 
 def _common_prefix(one: list[int], other: list[int]) -> int:

@@ -12,12 +12,12 @@ from fox.model import ModelConfig
 
 
 class KVCache:
-    """Room for `max_tokens` tokens of one sequence. `num_tokens` of it are filled."""
+    """Up to `max_tokens` tokens of one sequence, of which it holds `num_tokens`. Memory is taken as they come."""
 
     def __init__(self, config: ModelConfig, max_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
         self.num_tokens = 0
         self.max_tokens = max_tokens
-        shape = (1, config.num_key_value_heads, max_tokens, config.head_dim)
+        shape = (1, config.num_key_value_heads, 0, config.head_dim)
         self.layers = [_Layer(self, shape, dtype, device) for _ in range(config.num_hidden_layers)]
 
     def truncate(self, num_tokens: int) -> None:
@@ -37,6 +37,16 @@ class _Layer:
         start = self._cache.num_tokens
         end = start + k_BKTH.shape[2]
         assert end <= self._cache.max_tokens, "the caller keeps within the cache"
+        if end > self._k_BKSH.shape[2]:
+            room = min(max(end, 2 * self._k_BKSH.shape[2]), self._cache.max_tokens)
+            self._k_BKSH, self._v_BKSH = (_widened(x_BKSH, start, room) for x_BKSH in (self._k_BKSH, self._v_BKSH))
         self._k_BKSH[:, :, start:end] = k_BKTH
         self._v_BKSH[:, :, start:end] = v_BKTH
         return self._k_BKSH[:, :, :end], self._v_BKSH[:, :, :end]
+
+
+def _widened(x_BKSH: Tensor, filled: int, room: int) -> Tensor:
+    """`x_BKSH` with room for `room` tokens, of which the first `filled` are its own."""
+    wide_BKSH = x_BKSH.new_empty((*x_BKSH.shape[:2], room, x_BKSH.shape[3]))
+    wide_BKSH[:, :, :filled] = x_BKSH[:, :, :filled]
+    return wide_BKSH

@@ -28,14 +28,18 @@ def sample(logits_V: Tensor, sampling: Sampling, place: int) -> int:
     """
     if sampling.temperature == 0:
         return int(logits_V.argmax())
-    scaled_V = logits_V.float() / sampling.temperature
+    logits_V = logits_V.float()
+    scaled_V = (logits_V - logits_V.max()) / sampling.temperature  # none above 0, so none overflows
     sorted_V, token_V = scaled_V.sort(descending=True, stable=True)
     if sampling.top_k:
         sorted_V, token_V = sorted_V[: sampling.top_k], token_V[: sampling.top_k]
     probability_V = sorted_V.softmax(0)
-    before_V = probability_V.cumsum(0) - probability_V
-    kept_V = probability_V[before_V < sampling.top_p]
+    if sampling.top_p < 1:  # at 1, rounding of the sum must not cost the unlikeliest their chance
+        before_V = probability_V.cumsum(0) - probability_V
+        kept = max(1, int((before_V < sampling.top_p).sum()))
+        probability_V = probability_V[:kept]
     generator = torch.Generator().manual_seed((sampling.seed * 0x9E3779B1 + place) & 0x7FFFFFFFFFFFFFFF)
-    draw = torch.rand((), generator=generator, dtype=torch.float64) * kept_V.double().sum().cpu()
-    chosen = int(torch.searchsorted(kept_V.double().cumsum(0).cpu(), draw, right=True))
-    return int(token_V[min(chosen, len(kept_V) - 1)])
+    up_to_V = probability_V.double().cumsum(0).cpu()
+    draw = torch.rand((), generator=generator, dtype=torch.float64) * up_to_V[-1]
+    chosen = int(torch.searchsorted(up_to_V, draw, right=True))
+    return int(token_V[min(chosen, len(up_to_V) - 1)])

@@ -21,8 +21,9 @@ class KneserNeyBigram:
         self._vocab_size = vocab_size
         self._pairs, self._counts = np.unique(pairs, return_counts=True)
         last, following = np.divmod(self._pairs, vocab_size)
-        seen_once, seen_twice = np.count_nonzero(self._counts == 1), np.count_nonzero(self._counts == 2)
-        self._discount = float(seen_once) / max(1.0, float(seen_once + 2 * seen_twice))
+        seen_once, seen_twice = (int(np.count_nonzero(self._counts == times)) for times in (1, 2))
+        # Once at least: without a discount, what was never seen would be impossible.
+        self._discount = max(1, seen_once) / (max(1, seen_once) + 2 * seen_twice)
         self._last_counts = np.bincount(last, weights=self._counts, minlength=vocab_size)
         self._kinds_after = np.bincount(last, minlength=vocab_size)
         # The continuation probability, mixed with a uniform one so that tokens that never followed anything have some.

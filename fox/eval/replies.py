@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
+
 from fox.engine.conversation import Conversation
 from fox.engine.sampler import Sampling
 from fox.formats.token_shards import Shard
@@ -46,15 +48,15 @@ def vocabulary_of(tokenizer: Tokenizer, shards: Iterable[Shard]) -> set[str]:
 
 
 def opening_lines(tokenizer: Tokenizer, shard: Shard, count: int) -> list[str]:
-    """The first thing said in each of the first `count` conversations of a shard of chats, without the role's mark."""
+    """What was said just before the first reply in each of the first `count` chats of a shard, without the role's mark."""
     lines: list[str] = []
     for tokens, is_learnt in shard.documents():
         if len(lines) == count:
             break
         assert is_learnt is not None
-        first_reply = int(is_learnt.argmax())
-        ids = tokens[:first_reply].tolist()
-        opening = tokenizer.decode(ids[: ids.index(tokenizer.eos_id)] if tokenizer.eos_id in ids else ids).strip()
+        before = tokens[: int(is_learnt.argmax())]
+        turns = np.split(before, np.flatnonzero(before == tokenizer.eos_id) + 1)  # the last is the reply's mark
+        opening = tokenizer.decode(turns[-2 if len(turns) > 1 else -1].tolist()).strip()
         if opening:
             lines.append(opening)
     return lines

@@ -5,8 +5,9 @@ The only form in which Fox keeps a model; transformers, vLLM and llama.cpp's con
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,33 +65,49 @@ def read_config(folder: Path) -> dict[str, Any]:
             problem="is no model directory (no config.json)",
             mend=hint or "Name a folder with config.json and model.safetensors.",
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number without end
         raise UserError("model", str(path), problem=f"can't be read: {error}") from None
     if not isinstance(config, dict):
         raise UserError("model", str(path), problem="is no JSON object")
     return config
 
 
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The name and shape of each tensor in a safetensors file, from its header."""
+    with _opened(path) as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
+
+
 def read_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The tensors of a safetensors file, which must be exactly those named in `shapes`, of those shapes."""
+    found = tensor_shapes(path)
+    wrong = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            "model",
+            str(path),
+            problem=f"{name} is {found.get(name, 'missing')} and should be {shapes.get(name, 'absent')} "
+            f"({len(wrong)} tensors do not fit config.json)",
+        )
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in shapes}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
-            wrong = sorted(name for name in found.keys() | shapes.keys() if found.get(name) != shapes.get(name))
-            if wrong:
-                name = wrong[0]
-                raise UserError(
-                    "model",
-                    str(path),
-                    problem=f"{name} is {found.get(name, 'missing')} and should be {shapes.get(name, 'absent')} "
-                    f"({len(wrong)} tensors do not fit config.json)",
-                )
-            return {name: file.get_tensor(name) for name in shapes}
+            yield file
     except FileNotFoundError:
-        raise UserError("model", str(path), problem="there is no such file") from None
-    except SafetensorError as error:
+        in_parts = path.with_name(f"{path.name}.index.json").exists()
+        mend = (
+            "Its weights are cut into several files: join them with transformers' save_pretrained." if in_parts else ""
+        )
+        raise UserError("model", str(path), problem="there is no such file", mend=mend) from None
+    except (OSError, SafetensorError) as error:
         raise UserError("model", str(path), problem=f"is damaged: {error}", mend="Copy or make it again.") from None
 
 

@@ -63,9 +63,10 @@ class Shard:
         self.is_learnt: Mask | None = self._map(loss, np.dtype("u1")).view(np.bool_) if loss.exists() else None
         last = int(self.ends[-1]) if len(self.ends) else 0
         if last != len(self.tokens) or np.any(np.diff(self.ends, prepend=0) <= 0):
-            raise Failure(
-                f"{path}: damaged: the index ends at token {last}, the shard has {len(self.tokens)}. Make it again."
-            )
+            reason = f"the index ends at token {last}, the shard has {len(self.tokens)}"
+            if last == len(self.tokens):
+                reason = "the index does not rise"
+            raise Failure(f"{path}: damaged: {reason}. Make it again.")
         if self.is_learnt is not None and len(self.is_learnt) != len(self.tokens):
             raise Failure(f"{loss}: damaged: {len(self.is_learnt)} marks for {len(self.tokens)} tokens. Make it again.")
 

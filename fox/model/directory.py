@@ -8,7 +8,7 @@ import torch
 
 from fox.artifacts import folder_made_whole
 from fox.errors import UserError
-from fox.formats.huggingface import read_config, read_safetensors, weights_path, write_model_files
+from fox.formats.huggingface import read_config, read_safetensors, tensor_shapes, weights_path, write_model_files
 from fox.model.config import ModelConfig
 from fox.model.transformer import Transformer
 from fox.tokenizer import Tokenizer
@@ -28,14 +28,26 @@ def save_model(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: to
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Transformer, Tokenizer]:
     """Read a model directory. Raises UserError where it is none, is damaged, or its tokenizer does not fit."""
-    config = ModelConfig.from_hugging_face(read_config(folder), place=str(folder / "config.json"))
+    place, weights = str(folder / "config.json"), weights_path(folder)
+    config = ModelConfig.from_hugging_face(read_config(folder), place)
     tokenizer = Tokenizer.load(folder)
     check_fit(config, tokenizer)
+    num_tensors = len(tensor_shapes(weights))
+    if config.num_hidden_layers > num_tensors:  # before anything is made in such a number
+        raise UserError(
+            "num_hidden_layers",
+            config.num_hidden_layers,
+            place=place,
+            problem=f"is too many for the {num_tensors} tensors in {weights.name}",
+        )
     with torch.device("meta"):
         model = Transformer(config)
     names = {_written_name(name): name for name in model.state_dict()}
     shapes = {written: tuple(model.state_dict()[name].shape) for written, name in names.items()}
-    tensors = read_safetensors(weights_path(folder), shapes)
+    tensors = read_safetensors(weights, shapes)
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UserError("model", str(weights), problem=f"{name} holds {tensor.dtype}, which are no weights")
     model.load_state_dict({names[written]: tensor.to(dtype) for written, tensor in tensors.items()}, assign=True)
     return model.eval(), tokenizer
 

@@ -29,7 +29,7 @@ def summed_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tenso
     Products are in the autocast type where autocast is on. `plain_summed_loss` is its twin.
     """
     learnt = (target_N != IGNORED).nonzero().squeeze(1)
-    return _ChunkedLoss.apply(hidden_ND[learnt], weight_VD, target_N[learnt])
+    return _ChunkedLoss.apply(hidden_ND[learnt], weight_VD, target_N[learnt], torch.is_grad_enabled())
 
 
 def plain_summed_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
@@ -40,10 +40,11 @@ def plain_summed_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) ->
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, grad_enabled: bool) -> Tensor:
         device = hidden_ND.device.type
         product_type = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
-        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        # Torch tells of `no_grad` only outside; the inputs' needs are the same with it.
+        needs_gradient = grad_enabled and any(ctx.needs_input_grad[:2])
         weight = weight_VD.to(product_type)
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_gradient else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient else None
@@ -68,6 +69,6 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
         grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_ND * grad_total, (grad_weight_VD * grad_total).to(ctx.weight_type), None
+        return grad_hidden_ND * grad_total, (grad_weight_VD * grad_total).to(ctx.weight_type), None, None

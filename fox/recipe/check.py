@@ -87,7 +87,9 @@ def _guess(word: object, known: list[str]) -> str:
 
 
 def _about(key: KeyPath) -> str:
-    """What the key is for; of a table, which keys it can't do without."""
+    """What the key is for; of a table, which keys it can't do without; of an item, what its list or table is for."""
+    if len(key) > 1 and not is_section(type_at(key)) and typing.get_origin(type_at(key[:-1])) in (dict, list):
+        return _about(key[:-1])
     kind, said = type_at(key), documentation(key)
     if typing.get_origin(kind) is dict and is_section(type_at((*key, "NAME"))):
         return _about((*key, "NAME"))

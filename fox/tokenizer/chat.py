@@ -1,8 +1,9 @@
 """Conversations to token ids, through the one template that is stored with the tokenizer.
 
-What people write must never turn into a special token, whatever a template does with it. So before rendering, every
-special token's text inside a message is broken by a guard character that nobody used; the rendered text is cut at the
-special tokens that remain, which only the template can have written; then the guards are taken out again.
+What people write must never turn into a special token, also where a template trims it or puts two messages side by side.
+So before rendering, whatever reads like a special token inside a message gets a stand-in for its first character, one that
+nobody used; the rendered text is cut at the special tokens that remain, which only the template can have written; then the
+characters come back.
 The loss mask is the template's own `{% generation %}` spans, marked the same way.
 """
 
@@ -74,25 +75,29 @@ def _segments(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_
         raise UserError(
             "tokenizer.chat_template", problem="this model has none", mend="Tune it first, or chat with a tuned model."
         )
-    written = template + "".join(message["content"] for message in messages)
-    guard, opening, closing = _unused_characters(written, 3)
-    specials = sorted(tokenizer.special_ids, key=len, reverse=True)
+    _check(messages)
+    specials = tuple(sorted(tokenizer.special_ids, key=len, reverse=True))
+    firsts = sorted({special[0] for special in specials})
+    written = template + "".join(specials) + "".join(value for message in messages for value in message.values())
+    opening, closing, *others = _unused_characters(written, 2 + len(firsts))
+    stand_in = dict(zip(firsts, others, strict=True))
+    as_written = {ord(other): first for first, other in stand_in.items()}
     guarded = [
-        {key: _guarded(value, specials, guard) for key, value in message.items()} for message in messages
-    ]  # fmt: skip
+        {key: _look_alike(specials).sub(lambda first: stand_in[first[0]], value) for key, value in message.items()}
+        for message in messages
+    ]
     try:
         rendered = _compiled(template).render(
             messages=guarded,
+            tools=None,
+            documents=None,
             add_generation_prompt=add_generation_prompt,
             generation_marks=(opening, closing),
-            **{
-                key: value
-                for key, value in tokenizer.config.items()
-                if key.endswith("_token") and isinstance(value, str)
-            },
+            **tokenizer.token_names,
         )
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise UserError("tokenizer.chat_template", problem=f"can't render these messages: {error}") from None
+    except Exception as error:  # a template is someone's program: whatever it raises is its own mistake
+        reason = str(error) or type(error).__name__
+        raise UserError("tokenizer.chat_template", problem=f"can't render these messages: {reason}") from None
 
     segments: list[_Segment] = []
     is_learnt = False
@@ -105,16 +110,33 @@ def _segments(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_
         elif piece in tokenizer.special_ids:
             segments.append(_Segment(piece, tokenizer.special_ids[piece], is_learnt))
         elif piece:
-            segments.append(_Segment(piece.replace(guard, ""), None, is_learnt))
+            segments.append(_Segment(piece.translate(as_written), None, is_learnt))
     return segments
 
 
-def _guarded(text: str, specials: Sequence[str], guard: str) -> str:
-    """`text` with a guard after the first character of whatever reads like a special token."""
+def _check(messages: Sequence[Message]) -> None:
+    """Raise UserError for a message that is none: templates fail in their own ways on those."""
+    for number, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise UserError(f"messages[{number}]", message, problem="is no object with role and content")
+        for key in ("role", "content"):
+            if key not in message:
+                raise UserError(f"messages[{number}].{key}", problem="is missing")
+        for key, value in message.items():
+            if not isinstance(key, str) or not isinstance(value, str):
+                raise UserError(f"messages[{number}].{key}", value, problem="is no text")
+
+
+@lru_cache(maxsize=8)
+def _look_alike(specials: tuple[str, ...]) -> re.Pattern[str]:
+    """The first character of whatever reads like a special token, or like the beginning of one at the text's end."""
     if not specials:
-        return text
-    # A look-ahead finds look-alikes that overlap, too: each of them is broken at its own first character.
-    return re.sub(f"(?=({'|'.join(map(re.escape, specials))}))(.)", rf"\2{guard}", text, flags=re.DOTALL)
+        return re.compile(r"(?!)")
+    firsts = "".join(re.escape(first) for first in sorted({special[0] for special in specials}))
+    wholes = "|".join(map(re.escape, specials))
+    starts = "|".join(sorted({re.escape(special[:end]) for special in specials for end in range(1, len(special))}))
+    # Look-aheads, so that look-alikes which overlap each lose their own first character.
+    return re.compile(rf"(?=[{firsts}])(?=(?:{wholes})|(?:{starts})\s*\Z).", re.DOTALL)
 
 
 def _unused_characters(text: str, count: int) -> list[str]:
@@ -145,8 +167,18 @@ def _compiled(template: str) -> jinja2.Template:
     )
     sandbox.globals["raise_exception"] = _raise_exception
     sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    sandbox.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+    sandbox.filters["tojson"] = _tojson
     return sandbox.from_string(template)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise_exception(message: str) -> NoReturn:

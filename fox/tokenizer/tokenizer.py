@@ -28,12 +28,14 @@ class Tokenizer:
         self.backend = backend
         self.config = config
         self.backend.encode_special_tokens = True  # text that looks like a special token stays text
-        self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        self.bos_id = self._named("bos_token")
-        self.eos_id = self._named("eos_token")
-        self.pad_id = self._named("pad_token")
+        # One past the largest id, which is more than the number of entries where a vocabulary has gaps.
+        self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        self.token_names = {key: name for key in config if key.endswith("_token") and (name := _name(config[key]))}
+        self.bos_id, self.eos_id, self.pad_id = (self._named(f"{name}_token") for name in ("bos", "eos", "pad"))
         self.special_ids: dict[str, int] = {
-            token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items() if token.special
+            token.content: token_id
+            for token_id, token in backend.get_added_tokens_decoder().items()
+            if token.special and token.content
         }
 
     @classmethod
@@ -42,6 +44,11 @@ class Tokenizer:
         try:
             backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
             config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError("tokenizer_config.json is no JSON object")
+            template = folder / "chat_template.jinja"  # where newer releases of transformers put it
+            if template.exists():
+                config["chat_template"] = template.read_text(encoding="utf-8")
         except FileNotFoundError as error:
             raise UserError(
                 "tokenizer", str(folder), problem=f"has no {Path(error.filename or 'tokenizer.json').name}"
@@ -66,7 +73,7 @@ class Tokenizer:
     def encode(self, text: str | bytes) -> list[int]:
         """Token ids of plain text, without special tokens. Bytes that are no UTF-8 become byte tokens, so any bytes come back."""
         if isinstance(text, str):
-            return self.backend.encode(text, add_special_tokens=False).ids
+            return self.encode_batch([text])[0]
         ids: list[int] = []
         for piece in _NO_UTF8.split(text.decode("utf-8", "surrogateescape")):
             if _NO_UTF8.match(piece):
@@ -78,8 +85,13 @@ class Tokenizer:
         return ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` for many texts at once, on all cores."""
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        """`encode` for many texts at once, on all cores. Raises UserError for what is no text, or not for this tokenizer."""
+        try:
+            return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except TypeError:  # a str that holds half a character, as Python spells an argument's bytes that are no UTF-8
+            raise UserError("text", problem="is not UTF-8 text") from None
+        except Exception as error:  # tokenizers raises bare Exception
+            raise UserError("tokenizer", problem=f"can't encode this text: {error}") from None
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens left out; bytes that are no UTF-8 show as U+FFFD."""
@@ -96,9 +108,13 @@ class Tokenizer:
         return _Stream(self.backend)
 
     def _named(self, key: str) -> int | None:
-        token = self.config.get(key)
-        name = token.get("content") if isinstance(token, dict) else token
-        return self.backend.token_to_id(name) if isinstance(name, str) else None
+        return self.backend.token_to_id(self.token_names[key]) if key in self.token_names else None
+
+
+def _name(token: object) -> str | None:
+    """A special token's name, written as it is or as an object with its `content`."""
+    name = token.get("content") if isinstance(token, dict) else token
+    return name if isinstance(name, str) else None
 
 
 class _Stream:

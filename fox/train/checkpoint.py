@@ -21,6 +21,7 @@ from fox.formats.huggingface import read_safetensors, write_safetensors
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _STATE = "state.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def save_checkpoint(
     keep: int,
 ) -> None:
     """Write the checkpoint of `step` whole, then remove all but the newest `keep`."""
-    target = folder / f"step-{step:08d}"
+    target = folder / _name_of(step)
     with folder_made_whole(target) as partial:
         write_safetensors(partial / _FILES[0], model.state_dict())
         write_safetensors(partial / _FILES[1], _optimizer_tensors(model, optimizer))
@@ -75,7 +76,9 @@ def load_checkpoint(
     newest = checkpoints[0]
     try:
         state = json.loads((newest / _STATE).read_text(encoding="utf-8"))
-        step, seconds, facts, hashes = int(state["step"]), float(state["seconds"]), state["identity"], state["sha256"]
+        step, seconds, facts, hashes = state["step"], float(state["seconds"]), dict(state["identity"]), state["sha256"]
+        if newest.name != _name_of(step):
+            raise ValueError(f"it says that it is of step {step}")
         damaged = [name for name in _FILES if sha256_of(newest / name) != hashes[name]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Failure(f"{newest}: unreadable ({error}). {_go_back(checkpoints)}") from error
@@ -101,14 +104,18 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 
 def _fill_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, parameter in model.named_parameters():
-        shape = tuple(parameter.shape)
-        shapes |= {f"{name}/exp_avg": shape, f"{name}/exp_avg_sq": shape, f"{name}/step": ()}
+    shapes = {
+        f"{name}/{key}": () if key == "step" else tuple(parameter.shape)
+        for name, parameter in model.named_parameters()
+        for key in _MOMENTS
+    }
     tensors = read_safetensors(path, shapes)
     for name, parameter in model.named_parameters():
-        device = {"exp_avg": parameter.device, "exp_avg_sq": parameter.device, "step": tensors[f"{name}/step"].device}
-        optimizer.state[parameter] = {key: tensors[f"{name}/{key}"].to(device[key]) for key in device}
+        optimizer.state[parameter] = {key: tensors[f"{name}/{key}"].to(parameter.device) for key in _MOMENTS}
+
+
+def _name_of(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _newest_first(folder: Path) -> list[Path]:

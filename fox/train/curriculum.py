@@ -3,7 +3,8 @@
 A stage is a sequence of rows. Each row belongs to one source; the rows of a source are spread evenly, so that every step
 has the stage's mixture. A row is cut into chunks of its source's length, each a window of that source's endless stream
 (its documents in a new order every epoch, one after the other). Every stage takes up each stream where the last one left
-it, so nothing is seen twice before everything was seen once; inside a stage, windows come in shuffled order.
+it, and inside a stage, windows come in shuffled order, but no epoch begins before the last one has ended: nothing is seen
+twice before everything was seen once (but for the one window that lies across the seam of two epochs).
 
 Nothing here depends on what ran before: any step can be asked for at any time, which is what makes resuming exact.
 """
@@ -17,7 +18,7 @@ from functools import lru_cache
 import numpy as np
 
 from fox.errors import UserError
-from fox.recipe.schema import Recipe, Stage
+from fox.recipe.schema import Recipe, Stage, Tune
 
 _PERIOD_ROWS = 1000
 """In every so many rows each source has its exact share, to 1/1000."""
@@ -34,7 +35,8 @@ class Window:
 
 @dataclass(frozen=True)
 class StageOrder:
-    """The order of one stage's data. `shares` sum to 1; `starts` say where in its stream each source takes up."""
+    """The order of one stage's data. `shares` sum to 1; `starts` say where in its stream, which comes round after
+    `epoch_tokens`, each source takes up."""
 
     name: str
     stage: Stage
@@ -42,6 +44,12 @@ class StageOrder:
     shares: Mapping[str, float]
     chunk_lengths: Mapping[str, int]
     starts: Mapping[str, int]
+    epoch_tokens: Mapping[str, int]
+
+    @property
+    def recipe_key(self) -> str:
+        """Where the recipe has this stage."""
+        return "tune" if isinstance(self.stage, Tune) else f"stage.{self.name}"
 
     @property
     def rows_a_step(self) -> int:
@@ -66,12 +74,16 @@ class StageOrder:
         number = self._rows_before(row, source)
         length = self.chunk_lengths[source]
         chunks = self.stage.row_length // length
-        windows = self._rows_before(self.num_rows, source) * chunks
-        key = key_of(self.seed, self.name, source)
-        return [
-            Window(source, self.starts[source] + shuffled(number * chunks + chunk, windows, key) * length, length)
-            for chunk in range(chunks)
-        ]
+        return [self._window(source, number * chunks + chunk, length) for chunk in range(chunks)]
+
+    def _window(self, source: str, number: int, length: int) -> Window:
+        """The `number`-th window of a source: it changes places with those that begin in the same epoch."""
+        start, epoch_tokens = self.starts[source], self.epoch_tokens[source]
+        epoch = (start + number * length) // epoch_tokens
+        first, end = (max(0, -((start - border * epoch_tokens) // length)) for border in (epoch, epoch + 1))
+        end = min(end, self.tokens_of(source) // length)
+        place = first + shuffled(number - first, end - first, key_of(self.seed, self.name, source, str(epoch)))
+        return Window(source, start + place * length, length)
 
     @property
     def _period(self) -> int:
@@ -104,12 +116,12 @@ def curriculum(recipe: Recipe, stages: Mapping[str, Stage], train_tokens: Mappin
     orders = []
     for name, stage in stages.items():
         shares, lengths = _shares(recipe, stage, train_tokens)
-        order = StageOrder(name, stage, recipe.seed, shares, lengths, dict(starts))
+        order = StageOrder(name, stage, recipe.seed, shares, lengths, dict(starts), train_tokens)
         for source, share in shares.items():
             taken = order.tokens_of(source)
             if not taken:
                 raise UserError(
-                    f"stage.{name}.mix",
+                    f"{order.recipe_key}.mix",
                     {source: round(share, 6)},
                     problem=f"is too small a share for one row in {order._period}",
                     mend="Give it more weight, leave it out, or make the stage longer.",

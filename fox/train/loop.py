@@ -85,7 +85,7 @@ def train(model: Transformer, job: Job, meter: Meter, after_stage: AfterStage) -
     if done:
         meter.start = meter.done = steps[done - 1].tokens_seen
         if steps[done - 1].ends_stage:  # killed between the stage's last checkpoint and the end of what follows it
-            after_stage(steps[done - 1].order.name, model)
+            _after(after_stage, steps[done - 1].order, model)
     if job.train.compile:
         _compile_blocks(model)
     precision = resolve_precision(job.train.precision)
@@ -115,7 +115,7 @@ def train(model: Transformer, job: Job, meter: Meter, after_stage: AfterStage) -
                 checkpoints, step.number + 1, seconds, model, optimizer, job.identity, job.train.keep_checkpoints
             )
         if step.ends_stage:
-            after_stage(step.order.name, model)
+            _after(after_stage, step.order, model)
             model.train()
     model.eval()
     last = metrics.last()
@@ -138,7 +138,7 @@ def train_step(
     num_targets = sum(batch.num_targets for batch in batches)
     if not num_targets:
         raise UserError(
-            f"stage.{order.name}.batch_tokens",
+            f"{order.recipe_key}.batch_tokens",
             order.stage.batch_tokens,
             problem=f"step {step + 1} has nothing to learn from",
             mend="Take larger steps.",
@@ -178,6 +178,12 @@ def _forward(model: Transformer, batch: Batch, precision: str) -> Tensor:
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         hidden_BLD = model(batch.token_BL.to(device), batch.segment_BL.to(device))
         return summed_loss(hidden_BLD.flatten(0, 1), model.output_weight_VD, batch.target_BL.flatten().to(device))
+
+
+def _after(after_stage: AfterStage, order: StageOrder, model: Transformer) -> None:
+    """Without compiled code, which would be made anew for each of held-out text's many shapes, and only where nothing stopped."""
+    with torch.compiler.set_stance("force_eager"):
+        after_stage(order.name, model)
 
 
 def _all_steps(orders: Sequence[StageOrder]) -> list[_Step]:
@@ -221,18 +227,16 @@ class _Metrics:
         write_atomically(path, b"".join(rows))
         self._path = path
         self._last = rows[-1] if rows else b""
-        self._file = path.open("ab")
 
     def add(self, row: dict[str, Any]) -> None:
         self._last = json.dumps(row).encode() + b"\n"
-        with disk_failures(self._path):
-            self._file.write(self._last)
-            self._file.flush()
+        with disk_failures(self._path), self._path.open("ab") as file:
+            file.write(self._last)
 
     def flush(self) -> None:
         """Onto the disk, before a checkpoint says that these steps are done."""
-        with disk_failures(self._path):
-            os.fsync(self._file.fileno())
+        with disk_failures(self._path), self._path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def last(self) -> dict[str, Any]:
         return json.loads(self._last)

@@ -85,7 +85,7 @@ def test_anything_is_read_or_told(name: str, value: str) -> None:
         ("sede=1", "-o  sede: unknown key. Did you mean seed? (known: "),
         ("modle.hidden_size=1", "-o  modle: unknown key. Did you mean model? (known: "),
         ("stage.only.tokns=1", "-o  stage.only.tokns: unknown key. Did you mean tokens? (known: batch_tokens, chunk_length, "),
-        ("seed.x=3", "-o  seed.x = 3: seed is a value, not a table with keys of its own. Write -o seed=VALUE."),
+        ("seed.x=3", "-o  seed = { x = 3 }: must be a whole number."),
         ("name.x=3", "-o  name.x = 3: name is a value, not a table with keys of its own. Write -o name=VALUE."),
         ("stage.only.tokens.x.y=3", "-o  stage.only.tokens.x.y = 3: stage.only.tokens is a value, not a table"),
         ("seed=true", "-o  seed = true: must be a whole number."),
@@ -115,10 +115,10 @@ def test_a_wrong_override_is_told(page: Path, override: str, line: str) -> None:
 def test_all_wrong_overrides_are_told_at_once_beside_the_page(tmp_path: Path) -> None:
     path = tmp_path / "page.toml"
     path.write_text(PAGE.replace("vocab_size = 300", "vocab_size = 299"))
-    lines = told(path, "x", "seed.y=1", "seed=z", "model.hidden_size=65")
+    lines = told(path, "x", "name.y=1", "seed=z", "model.hidden_size=65")
     assert [line.split(":")[0] for line in lines] == [
         "-o = 'x'",
-        "-o  seed.y = 1",
+        "-o  name.y = 1",
         "-o  seed = 'z'",
         "-o  model.hidden_size = 65",
         "page.toml",

@@ -1,0 +1,137 @@
+"""What the eval step measures: bits per byte of held-out text, the bigram beside it, and sample replies."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fox.engine.sampler import Sampling
+from fox.errors import Failure
+from fox.eval.bits_per_byte import HeldOut, score
+from fox.eval.kneser_ney import KneserNeyBigram
+from fox.eval.replies import Reply, opening_lines, reply_to, vocabulary_of, words_of
+from fox.model import Transformer
+from fox.model.directory import load_model
+from fox.progress import meter
+from fox.runs.folder import Run
+from fox.runs.steps import open_shards
+from fox.tokenizer import Tokenizer
+from fox.train.machine import resolve_precision
+
+
+def heldout_scores(run: Run, model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Bits per byte of each source's held-out text, and over the assistant's words alone where a source is chats."""
+    precision = resolve_precision(run.recipe.train.precision)
+    was_training = model.training
+    model.eval()
+    scores: dict[str, Any] = {"bits_per_byte": {}, "assistant_bits_per_byte": {}, "heldout": {}}
+    for name, heldout in heldout_text(run, tokenizer).items():
+        whole = score(model, tokenizer, heldout, heldout.text_only(tokenizer), precision)
+        scores["bits_per_byte"][name] = round(whole.bits_per_byte, 4)
+        scores["heldout"][name] = {"documents": whole.documents, "tokens": whole.tokens, "bytes": whole.bytes}
+        if heldout.is_learnt is not None:
+            said = score(model, tokenizer, heldout, heldout.learnt_only(), precision)
+            if said.bytes:
+                scores["assistant_bits_per_byte"][name] = round(said.bits_per_byte, 4)
+    model.train(was_training)
+    return scores
+
+
+def heldout_text(run: Run, tokenizer: Tokenizer) -> dict[str, HeldOut]:
+    """The held-out documents that are scored, for each source that has any with text in them."""
+    shards = open_shards(run, "heldout", tokenizer.vocab_size)
+    drawn = {
+        name: HeldOut.draw(shard, run.recipe.eval.heldout_tokens, run.recipe.seed) for name, shard in shards.items()
+    }
+    return {
+        name: heldout for name, heldout in drawn.items() if any(mask.any() for mask in heldout.text_only(tokenizer))
+    }
+
+
+def measure(run: Run, console: Console) -> dict[str, Any]:
+    """Everything in eval/results.json."""
+    recipe = run.recipe
+    base, tokenizer = load_model(run.folder / "model")
+    models = {"base": base}
+    if recipe.tune:
+        models["tuned"], _ = load_model(run.folder / "tuned")
+    results: dict[str, Any] = {"bits_per_byte": {}, "assistant_bits_per_byte": {}}
+    for stage in recipe.stage:
+        after = _scores_after(run.folder / "pretrain" / "heldout" / f"{stage}.json")
+        results["bits_per_byte"][stage] = after["bits_per_byte"]
+        results["assistant_bits_per_byte"][stage] = after["assistant_bits_per_byte"]
+    replies = recipe.eval.reply_chats + len(recipe.eval.prompts)
+    with meter("eval", 2 * len(models) + replies, "parts", console=console) as shown:
+        for name, model in models.items():
+            scores = heldout_scores(run, model, tokenizer)
+            results["bits_per_byte"][name] = scores["bits_per_byte"]
+            results["assistant_bits_per_byte"][name] = scores["assistant_bits_per_byte"]
+            results["heldout"] = scores["heldout"]
+            shown.advance(2, f"{name} scored")
+        results["kneser_ney_bits_per_byte"] = kneser_ney_scores(run, tokenizer)
+        if recipe.tune:
+            results |= _replies(run, models, tokenizer, shown)
+    return results
+
+
+def _scores_after(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Failure(
+            f"{path}: can't be read ({error}). Put it back, or make it again with `fox run` and --redo pretrain."
+        ) from error
+
+
+def kneser_ney_scores(run: Run, tokenizer: Tokenizer) -> dict[str, float]:
+    """What a bigram model, counted on a source's training tokens, needs for the same held-out tokens."""
+    train = open_shards(run, "train", tokenizer.vocab_size)
+    scores = {}
+    for name, heldout in heldout_text(run, tokenizer).items():
+        bigram = KneserNeyBigram(train[name], tokenizer.vocab_size)
+        counted = heldout.text_only(tokenizer)
+        bits = sum(float(bigram.bits(d)[mask].sum()) for d, mask in zip(heldout.documents, counted, strict=True))
+        size = sum(
+            len(tokenizer.decode_bytes(d[mask].tolist())) for d, mask in zip(heldout.documents, counted, strict=True)
+        )
+        scores[name] = round(bits / size, 4)
+    return scores
+
+
+def _replies(run: Run, models: dict[str, Transformer], tokenizer: Tokenizer, shown: Any) -> dict[str, Any]:
+    """How the tuned model answers people who are not in the training text, and what both models say to the recipe's prompts."""
+    settings = run.recipe.eval
+
+    def answer(model: Transformer, prompt: str) -> Reply:
+        shown.advance(1, "replies")
+        sampling = Sampling(settings.temperature, settings.top_p, seed=run.recipe.seed)
+        return reply_to(model, tokenizer, prompt, sampling, settings.reply_tokens)
+
+    chats = [
+        shard
+        for name, shard in open_shards(run, "heldout", tokenizer.vocab_size).items()
+        if run.recipe.source[name].kind == "chat"
+    ]
+    openings = [line for shard in chats for line in opening_lines(tokenizer, shard, settings.reply_chats)][
+        : settings.reply_chats
+    ]
+    replies = [answer(models["tuned"], opening) for opening in openings]
+    known = vocabulary_of(tokenizer, open_shards(run, "train", tokenizer.vocab_size).values())
+    words = [word for reply in replies for word in words_of(reply.text)]
+    samples = []
+    for prompt in settings.prompts:
+        base, tuned = answer(models["base"], prompt), answer(models["tuned"], prompt)
+        samples.append({"prompt": prompt, "base": base.text, "tuned": tuned.text, "tuned_ended": tuned.ended})
+    return {
+        "replies": {
+            "chats": len(replies),
+            "ended": sum(reply.ended for reply in replies),
+            "words": len(words),
+            "known_words": sum(word in known for word in words),
+        },
+        "samples": samples,
+        "answers": [vars(reply) for reply in replies],
+    }

@@ -1,0 +1,85 @@
+"""`fox run`: every step of a recipe in order, each done once, and each taken up where it was stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from fox.artifacts import disk_failures, locked
+from fox.errors import UserError
+from fox.recipe import LoadedRecipe
+from fox.runs import steps
+from fox.runs.folder import STEPS, Run
+
+_Step = tuple[Callable[[], steps.Inputs], Callable[[steps.Inputs], steps.Facts]]
+
+
+def do_steps(loaded: LoadedRecipe, folder: Path, wanted: Sequence[str], redo: str | None, console: Console) -> Run:
+    """Do the `wanted` steps that are not done, in order, holding the run's folder; what `redo` and later steps made goes first.
+
+    Raises UserError, with nothing removed, where `redo` is none of the wanted steps.
+    """
+    if redo and redo not in wanted:
+        raise UserError(
+            "--redo",
+            redo,
+            problem=f"is not what this command does ({', '.join(wanted)})",
+            mend=f"`fox run` with --redo {redo} does it again, and all that follows.",
+        )
+    _check_folder(folder)
+    run = Run(folder, loaded)
+    with locked(folder), disk_failures(folder):
+        if redo:
+            console.print(f"removed what {', '.join(run.undo(redo))} had made in {folder}")
+        for step in wanted:
+            if step == "tune" and not run.recipe.tune:
+                continue
+            _do(run, step, console)
+    return run
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise UserError where `folder` is somebody's own: a step replaces folders named data, model and so on."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError("--out", str(folder), problem="is a file", mend="Name a new folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").is_file():
+        raise UserError(
+            "--out",
+            str(folder),
+            problem="holds files, and they are no run of Fox's",
+            mend="Name a new folder, or an empty one.",
+        )
+
+
+def _do(run: Run, step: str, console: Console) -> None:
+    inputs_of, make = _parts(run, step, console)
+    inputs = inputs_of()
+    if run.is_done(step, inputs):
+        console.print(f"[green]✓[/green] {step:<10} done before ({run.needs(step)['seconds']:.0f} s)")
+        return
+    run.write_recipe()
+    started = time.time()
+    facts = make(inputs)
+    run.finish(step, inputs, facts, started)
+    console.print(f"[green]✓[/green] {step:<10} {time.time() - started:.0f} s -> {run.folder / STEPS[step][0]}")
+
+
+def _parts(run: Run, step: str, console: Console) -> _Step:
+    """What a step reads and how it is done."""
+    if step in ("tokenizer", "data"):
+        inventory = steps.source_inventory(run)
+        if step == "tokenizer":
+            return lambda: steps.tokenizer_inputs(run, inventory), lambda _: steps.make_tokenizer(
+                run, inventory, console
+            )
+        return lambda: steps.data_inputs(run, inventory), lambda _: steps.make_data(run, console)
+    table: dict[str, _Step] = {
+        "pretrain": (lambda: steps.pretrain_inputs(run), lambda inputs: steps.make_pretrain(run, inputs, console)),
+        "tune": (lambda: steps.tune_inputs(run), lambda inputs: steps.make_tune(run, inputs, console)),
+        "eval": (lambda: steps.eval_inputs(run), lambda _: steps.make_eval(run, console)),
+        "report": (lambda: steps.report_inputs(run), lambda _: steps.make_report(run, console)),
+    }
+    return table[step]

@@ -1,0 +1,209 @@
+"""The steps of a run. Each reads what earlier ones made, fills its folders, and tells its facts; `pipeline` does the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import fox
+from fox.artifacts import folder_made_whole, write_json
+from fox.data.corpus import shard_path, training_texts, write_shards
+from fox.data.inventory import Inventory, fingerprints, source_bytes, take_inventory
+from fox.errors import UserError
+from fox.formats.token_shards import Shard
+from fox.progress import meter
+from fox.recipe import Recipe
+from fox.runs.folder import Run, flat, sections
+from fox.tokenizer import Tokenizer
+
+Facts = dict[str, Any]
+Inputs = dict[str, Any]
+
+
+def source_inventory(run: Run) -> Inventory:
+    """The files of all sources with their hashes, kept in the run so that an unchanged file is hashed once."""
+    path = run.folder / "inventory.json"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    with meter("hash the sources", None, "bytes") as shown:
+        inventory = take_inventory(run.recipe, known, shown)
+    if inventory != known:
+        write_json(path, inventory)
+    return inventory
+
+
+def tokenizer_inputs(run: Run, inventory: Inventory) -> Inputs:
+    return {**sections(run.recipe, ["source", "data", "tokenizer"]), "files": fingerprints(inventory)}
+
+
+def make_tokenizer(run: Run, inventory: Inventory, console: Console) -> Facts:
+    """Train the vocabulary, or take the one that the recipe names."""
+    from fox.tokenizer.train import train_tokenizer
+
+    recipe, wanted = run.recipe, run.recipe.tokenizer
+    if wanted.path is not None:
+        tokenizer = Tokenizer.load(Path(wanted.path).expanduser())
+        check_vocabulary(tokenizer, wanted.vocab_size)
+    else:
+        with meter("tokenizer", None, "bytes", console=console) as shown:
+            texts = training_texts(recipe, source_bytes(inventory), shown)
+            tokenizer = train_tokenizer(texts, wanted.vocab_size, recipe.model.max_position_embeddings)
+    with folder_made_whole(run.folder / "tokenizer") as partial:
+        tokenizer.save(partial)
+    return {"vocab_size": tokenizer.vocab_size, "special_tokens": tokenizer.special_ids}
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raise UserError where a given tokenizer is not of the size that the recipe's model is made for, or can't mark a text's end."""
+    if tokenizer.vocab_size != vocab_size:
+        raise UserError(
+            "tokenizer.vocab_size",
+            vocab_size,
+            problem=f"does not fit the tokenizer at tokenizer.path, which has {tokenizer.vocab_size} entries",
+            mend=f"-o tokenizer.vocab_size={tokenizer.vocab_size}, or name another tokenizer.",
+        )
+    if tokenizer.eos_id is None:
+        raise UserError(
+            "tokenizer.path",
+            problem="that tokenizer names no eos_token, so no text could end",
+            mend="Add it to its tokenizer_config.json.",
+        )
+
+
+def data_inputs(run: Run, inventory: Inventory) -> Inputs:
+    return {
+        **sections(run.recipe, ["source", "data"]),
+        "files": fingerprints(inventory),
+        "tokenizer": run.needs("tokenizer")["outputs"],
+    }
+
+
+def make_data(run: Run, console: Console) -> Facts:
+    """Read, de-duplicate, split and tokenize every source."""
+    tokenizer = Tokenizer.load(run.folder / "tokenizer")
+    with folder_made_whole(run.folder / "data") as partial, meter("data", None, "bytes", console=console) as shown:
+        facts = write_shards(run.recipe, tokenizer, partial, shown)
+    return {"sources": {name: of_source.as_dict() for name, of_source in facts.items()}}
+
+
+def open_shards(run: Run, split: str, vocab_size: int) -> dict[str, Shard]:
+    """The shards of a split, for each source."""
+    return {name: Shard(shard_path(run.folder / "data", name, split), vocab_size) for name in run.recipe.source}
+
+
+def pretrain_inputs(run: Run) -> Inputs:
+    return {
+        **sections(run.recipe, ["seed", "model", "optimizer", "schedule", "stage"]),
+        "train": _how_to_train(run.recipe),
+        "eval": {"heldout_tokens": run.recipe.eval.heldout_tokens},
+        "tokenizer": run.needs("tokenizer")["outputs"],
+        "data": run.needs("data")["outputs"],
+    }
+
+
+def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
+    """Train the base model through the curriculum, scoring held-out text after each stage."""
+    from fox.model.directory import save_model
+    from fox.runs.measure import heldout_scores
+    from fox.train.stages import new_model, pretrain, total_tokens
+
+    recipe = run.recipe
+    tokenizer = Tokenizer.load(run.folder / "tokenizer")
+    model = new_model(recipe, tokenizer.vocab_size)
+    folder = run.folder / "pretrain"
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def after_stage(stage: str, trained: Any) -> None:
+        console.print(f"[dim]scoring held-out text after stage {stage}[/dim]")
+        write_json(folder / "heldout" / f"{stage}.json", heldout_scores(run, trained, tokenizer))
+
+    shards = open_shards(run, "train", tokenizer.vocab_size)
+    with meter("pretrain", total_tokens(recipe.stage), "tokens", console=console) as shown:
+        outcome = pretrain(recipe, model, shards, folder, flat(inputs), shown, after_stage)
+    save_model(run.folder / "model", model, tokenizer)
+    return _training_facts(recipe, model, vars(outcome))
+
+
+def tune_inputs(run: Run) -> Inputs:
+    return {
+        **sections(run.recipe, ["seed", "tune"]),
+        "train": _how_to_train(run.recipe),
+        "model": run.needs("pretrain")["outputs"],
+        "data": run.needs("data")["outputs"],
+    }
+
+
+def make_tune(run: Run, inputs: Inputs, console: Console) -> Facts:
+    """Tune the base model on chats."""
+    from fox.model.directory import load_model, save_model
+    from fox.train.stages import total_tokens, tune
+
+    recipe = run.recipe
+    assert recipe.tune
+    model, tokenizer = load_model(run.folder / "model")
+    shards = open_shards(run, "train", tokenizer.vocab_size)
+    folder = run.folder / "tune"
+    folder.mkdir(parents=True, exist_ok=True)
+    with meter("tune", total_tokens({"tune": recipe.tune}), "tokens", console=console) as shown:
+        outcome = tune(recipe, model, shards, folder, flat(inputs), shown, after_stage=lambda *_: None)
+    save_model(run.folder / "tuned", model, tokenizer)
+    return _training_facts(recipe, model, vars(outcome))
+
+
+def eval_inputs(run: Run) -> Inputs:
+    inputs = {
+        **sections(run.recipe, ["seed", "eval"]),
+        "model": run.needs("pretrain")["outputs"],
+        "data": run.needs("data")["outputs"],
+    }
+    if run.recipe.tune:
+        inputs["tuned"] = run.needs("tune")["outputs"]
+    return inputs
+
+
+def make_eval(run: Run, console: Console) -> Facts:
+    """Score base and tuned model on held-out text, and read their replies."""
+    from fox.runs.measure import measure
+
+    results = measure(run, console)
+    with folder_made_whole(run.folder / "eval") as partial:
+        write_json(partial / "results.json", results)
+    return {
+        key: results[key]
+        for key in ("bits_per_byte", "assistant_bits_per_byte", "kneser_ney_bits_per_byte", "replies")
+        if key in results
+    }
+
+
+def report_inputs(run: Run) -> Inputs:
+    done = {step: run.needs(step)["outputs"] for step in ("data", "pretrain", "eval")}
+    return {"fox": fox.__version__, **done}
+
+
+def make_report(run: Run, console: Console) -> Facts:
+    """Draw the report."""
+    from fox.report.page import write_report
+
+    return {"page": str(write_report(run.folder).relative_to(run.folder))}
+
+
+def _how_to_train(recipe: Recipe) -> dict[str, Any]:
+    """[train] without what may change while a run goes on: when it is saved, and how much of that is kept."""
+    return recipe.train.model_dump(exclude={"checkpoint_every_steps", "keep_checkpoints"})
+
+
+def _training_facts(recipe: Recipe, model: Any, outcome: dict[str, Any]) -> Facts:
+    from fox.train.machine import losses_depend_on, processor, resolve_precision
+
+    return {
+        "parameters": model.num_parameters(),
+        **outcome,
+        "precision": resolve_precision(recipe.train.precision),
+        "cpu": processor(),
+        **losses_depend_on(),
+    }

@@ -1,0 +1,168 @@
+"""A run that is killed, at whatever point, or that finds its disk full, goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from micro_run import STAGE_ENDS, STEPS, essence, fox, kill_when, leftovers, num_rows, trained
+
+from fox.artifacts import PARTIAL, sha256_of
+
+PRETRAIN = ("pretrain", "micro.toml")
+RUN = "runs/micro"
+
+
+def rows_reach(folder: Path, rows: int, step: str = "pretrain") -> Callable[[], bool]:
+    return lambda: num_rows(folder / f"runs/micro/{step}/metrics.jsonl") >= rows
+
+
+def writes_a_checkpoint(folder: Path) -> Callable[[], bool]:
+    checkpoints = folder / "runs/micro/pretrain/checkpoints"
+    return lambda: any(checkpoints.glob(f"{PARTIAL}*"))
+
+
+def scores_held_out_text(folder: Path, step: int) -> Callable[[], bool]:
+    pretrain = folder / "runs/micro/pretrain"
+    saved, scored = pretrain / f"checkpoints/step-{step:08d}", pretrain / f"heldout/{STAGE_ENDS[step]}.json"
+    return lambda: saved.exists() and not scored.exists()
+
+
+def test_killed_again_and_again_at_steps_of_every_stage(untrained: Path, finished: Path) -> None:
+    for rows in (7, 11):  # between two checkpoints, and just after a stage's end
+        code, _ = kill_when(rows_reach(untrained, rows), untrained, *PRETRAIN)
+        assert code == -9
+    fox(untrained, *PRETRAIN)
+    assert trained(untrained / RUN) == trained(finished / RUN)
+    assert leftovers(untrained / RUN) == []
+
+
+def test_killed_again_and_again_while_it_writes_checkpoints(untrained: Path, finished: Path) -> None:
+    halves = kills = 0
+    while not halves and kills < 4:
+        kills += 1
+        kill_when(writes_a_checkpoint(untrained), untrained, *PRETRAIN)
+        halves += len(leftovers(untrained / RUN))
+    assert halves, "no kill met a checkpoint half-written"
+    fox(untrained, *PRETRAIN)
+    assert trained(untrained / RUN) == trained(finished / RUN)
+    assert leftovers(untrained / RUN) == []
+
+
+def test_killed_while_it_scores_held_out_text_after_a_stage(untrained: Path, finished: Path) -> None:
+    for step in (10, STEPS):
+        reached = scores_held_out_text(untrained, step)
+        code, _ = kill_when(reached, untrained, *PRETRAIN)
+        assert code == -9 and reached(), "the kill came too late"
+        assert num_rows(untrained / RUN / "pretrain/metrics.jsonl") == step
+    fox(untrained, *PRETRAIN)
+    assert trained(untrained / RUN) == trained(finished / RUN)
+
+
+def test_killed_while_it_tunes(untuned: Path, finished: Path) -> None:
+    code, _ = kill_when(rows_reach(untuned, 4, "tune"), untuned, "tune", "micro.toml")
+    assert code == -9
+    fox(untuned, "tune", "micro.toml")
+    assert trained(untuned / RUN, "tune") == trained(finished / RUN, "tune")
+
+
+@pytest.mark.slow
+def test_the_comparison_notices_a_lost_optimizer(untrained: Path, finished: Path) -> None:
+    kill_when(rows_reach(untrained, 8), untrained, *PRETRAIN)
+    older, newest = sorted((untrained / RUN / "pretrain/checkpoints").glob("step-*"))
+    shutil.copy(
+        older / "optimizer.safetensors", newest
+    )  # moments of another step, with a hash that says they are right
+    state = json.loads((newest / "state.json").read_text())
+    state["sha256"] |= {"optimizer.safetensors": sha256_of(older / "optimizer.safetensors")}
+    (newest / "state.json").write_text(json.dumps(state))
+    fox(untrained, *PRETRAIN)
+    assert trained(untrained / RUN)["pretrain"] != trained(finished / RUN)["pretrain"]
+
+
+def test_a_damaged_checkpoint_ends_it_and_the_mend_works(untrained: Path, finished: Path) -> None:
+    kill_when(rows_reach(untrained, 11), untrained, *PRETRAIN)
+    older, newest = sorted((untrained / RUN / "pretrain/checkpoints").glob("step-*"))
+    with (newest / "model.safetensors").open("r+b") as file:
+        file.seek(-3, 2)
+        file.write(b"\xff\xff\xff")
+    _, told = fox(untrained, *PRETRAIN, expect=1)
+    assert f"{newest.name}/model.safetensors: damaged" in told
+    assert f"Remove that folder to go on from {older.name}" in told
+    shutil.rmtree(newest)
+    fox(untrained, *PRETRAIN)
+    assert trained(untrained / RUN) == trained(finished / RUN)
+
+
+def test_a_stopped_run_goes_on_with_no_other_recipe(untrained: Path, finished: Path) -> None:
+    kill_when(rows_reach(untrained, 8), untrained, *PRETRAIN)
+    _, told = fox(untrained, *PRETRAIN, "-o", "optimizer.peak_learning_rate=0.02", expect=2)
+    assert "optimizer.peak_learning_rate = 0.02" in told and "when this run began" in told and "--out" in told
+    fox(untrained, *PRETRAIN, "-o", "train.keep_checkpoints=1", "-o", "train.checkpoint_every_steps=5")
+    assert trained(untrained / RUN) == trained(finished / RUN)
+    assert len(list((untrained / RUN / "pretrain/checkpoints").iterdir())) == 1
+
+
+def test_a_file_that_may_not_grow_ends_it_cleanly(untrained: Path, finished: Path) -> None:
+    limit = 200_000  # the weights have 130,048 bytes, the optimiser's tensors twice that
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+
+    _, told = fox(untrained, *PRETRAIN, expect=1, preexec_fn=limited)
+    assert "optimizer.safetensors" in told and "File too large" in told
+    assert leftovers(untrained / RUN) == []
+    assert list((untrained / RUN / "pretrain/checkpoints").iterdir()) == []
+    fox(untrained, *PRETRAIN)
+    assert trained(untrained / RUN) == trained(finished / RUN)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=900k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_it_cleanly_and_more_room_lets_it_go_on(
+    untrained: Path, finished: Path, small_disk: Path
+) -> None:
+    run = shutil.copytree(untrained / RUN, small_disk / "micro")
+    _, told = fox(untrained, *PRETRAIN, "--out", str(run), expect=1)
+    assert str(run) in told and "No space left on device" in told and "run the same command again" in told
+    assert leftovers(run) == []
+    checkpoints = sorted((run / "pretrain/checkpoints").iterdir())
+    assert checkpoints, "the disk was full before the first checkpoint"
+    for checkpoint in checkpoints:
+        assert len(list(checkpoint.iterdir())) == 3
+    subprocess.run(["mount", "-o", "remount,size=20m", small_disk], check=True)
+    fox(untrained, *PRETRAIN, "--out", str(run))
+    assert trained(run) == trained(finished / RUN)
+
+
+@pytest.mark.slow
+def test_a_compiled_bf16_run_that_is_killed_goes_on_bit_for_bit(world: Path) -> None:
+    import torch
+
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no bf16 instructions")
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("there is no C++ compiler")
+    fast = ("-o", "train.precision=bf16", "-o", "train.compile=true")
+    fox(world, "run", "micro.toml", *fast, "--out", "whole")
+    for rows in (7, 10, 16):
+        reached = world / "runs/micro/pretrain/metrics.jsonl"
+        kill_when(lambda rows=rows, path=reached: num_rows(path) >= rows, world, "run", "micro.toml", *fast)  # type: ignore[misc]
+    fox(world, "run", "micro.toml", *fast)
+    assert essence(world / "runs/micro") == essence(world / "whole")

@@ -1,0 +1,171 @@
+"""Text and bytes come back as they were, look-alikes stay text, and a tokenizer that is no good says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fox.errors import UserError
+from fox.tokenizer import Tokenizer
+from fox.tokenizer.train import SPECIAL_TOKENS, train_tokenizer
+
+LOOK_ALIKES = st.lists(
+    st.one_of(st.sampled_from(SPECIAL_TOKENS), st.sampled_from(["<", ">", "|>", "<|", "<eo", "s>", " ", "\n", "\U000f0000"]), st.text(max_size=3))
+).map("".join)  # fmt: skip
+
+
+@given(text=st.one_of(st.text(), LOOK_ALIKES))
+def test_any_text_comes_back(tiny_tokenizer: Tokenizer, text: str) -> None:
+    ids = tiny_tokenizer.encode(text)
+    assert tiny_tokenizer.decode(ids) == text
+    assert tiny_tokenizer.decode_bytes(ids) == text.encode()
+    assert tiny_tokenizer.encode(text.encode()) == ids == tiny_tokenizer.encode_batch(["x", text])[1]
+    assert not set(ids) & set(tiny_tokenizer.special_ids.values()), "no text turns into a special token"
+
+
+@given(
+    raw=st.one_of(
+        st.binary(),
+        st.lists(st.sampled_from([b"\xf0\x9f\xa6\x8a", b"\xf0\x9f", b"\xff", b"a", b"<eos>"])).map(b"".join),
+    )
+)
+def test_any_bytes_come_back(tiny_tokenizer: Tokenizer, raw: bytes) -> None:
+    ids = tiny_tokenizer.encode(raw)
+    assert tiny_tokenizer.decode_bytes(ids) == raw
+    assert tiny_tokenizer.decode(ids) == raw.decode(errors="replace")
+    assert not set(ids) & set(tiny_tokenizer.special_ids.values())
+
+
+@given(ids=st.lists(st.integers(0, 399)))
+def test_streamed_text_is_the_text(tiny_tokenizer: Tokenizer, ids: list[int]) -> None:
+    """Never a character that is not whole yet; only the last token may be held back for one that never ends."""
+    stream = tiny_tokenizer.stream()
+    text = "".join(map(stream.step, ids))
+    whole = tiny_tokenizer.decode(ids)
+    assert whole.startswith(text)
+    assert len(text) == len(whole) or whole.endswith("\ufffd")
+
+
+def test_streaming_waits_for_the_whole_character(tiny_tokenizer: Tokenizer) -> None:
+    ids = [token_id for byte in "a🐺é".encode() for token_id in tiny_tokenizer.encode(bytes([byte]))]
+    assert len(ids) == 7
+    stream = tiny_tokenizer.stream()
+    assert [stream.step(token_id) for token_id in ids] == ["a", "", "", "", "🐺", "", "é"]
+
+
+def test_ids_are_those_of_the_names(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The released Fox-1 config.json swaps bos and eos (FOX1.md); only names in tokenizer_config.json count."""
+    assert (tiny_tokenizer.pad_id, tiny_tokenizer.eos_id, tiny_tokenizer.bos_id) == (0, 1, 2)
+    tiny_tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    config = {
+        **json.loads(path.read_text()),
+        "bos_token": "<eos>",
+        "eos_token": {"content": "<bos>"},
+        "pad_token": "no such",
+    }
+    path.write_text(json.dumps({**config, "bos_token_id": 7, "eos_token_id": 7}))
+    (tmp_path / "config.json").write_text('{"bos_token_id": 1, "eos_token_id": 2}')
+    swapped = Tokenizer.load(tmp_path)
+    assert (swapped.bos_id, swapped.eos_id, swapped.pad_id) == (1, 2, None)
+
+
+def test_the_size_is_one_past_the_largest_id(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(backend_json(vocab={"a": 0, "b": 900}))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert Tokenizer.load(tmp_path).vocab_size == 901
+
+
+def test_saved_and_read_again(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tiny_tokenizer.save(tmp_path)
+    again = Tokenizer.load(tmp_path)
+    assert again.config == tiny_tokenizer.config
+    assert again.special_ids == tiny_tokenizer.special_ids == {name: place for place, name in enumerate(SPECIAL_TOKENS)}
+    assert again.encode("The fox <eos> 🦊") == tiny_tokenizer.encode("The fox <eos> 🦊")
+
+
+def test_too_little_text_for_the_vocabulary() -> None:
+    with pytest.raises(
+        UserError, match=r"vocab_size = 5000: is more than .* it gives \d+ entries.*-o tokenizer.vocab_size="
+    ):
+        train_tokenizer(iter(["a fox"]), vocab_size=5000, max_length=64)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udcff"])
+def test_half_a_character_is_no_text(tiny_tokenizer: Tokenizer, text: str) -> None:
+    with pytest.raises(UserError, match="not UTF-8"):
+        tiny_tokenizer.encode(text)
+
+
+def test_text_that_a_tokenizer_has_no_tokens_for(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(backend_json(type="Unigram", vocab=[], unk_id=None))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="can't encode"):
+        Tokenizer.load(tmp_path).encode("a")
+
+
+def backend_json(**model: Any) -> str:
+    return json.dumps(
+        {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {"a": 0}, "merges": [], **model}}
+    )
+
+
+HOSTILE = {
+    "empty": "",
+    "no JSON": "{",
+    "a list": "[]",
+    "null": "null",
+    "no model": "{}",
+    "no UTF-8": b"\xff\xfe\x00",
+    "lists in lists": "[" * 100_000,
+    "objects in objects": '{"model":' * 100_000,
+    "pre-tokenizers in pre-tokenizers": '{"version": "1.0", "pre_tokenizer":' + '{"type": "Sequence", "pretokenizers": [' * 5_000,
+    "a negative id": backend_json(vocab={"a": -1}),
+    "an id too large": backend_json(vocab={"a": 2**40}),
+    "a merge of unknowns": backend_json(merges=["a b"]),
+    "an unknown kind": backend_json(type="Magic"),
+    "an unknown token that is unknown": backend_json(type="Unigram", vocab=[["a", 0.0]], unk_id=5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_tokenizer_is_refused(content: str | bytes, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="can't be read"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000, '{"a": ' + "1" * 5000 + "}", b"\xff"])
+def test_a_hostile_tokenizer_config_is_refused(content: str | bytes, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tiny_tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match="can't be read"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_missing_file_is_named(name: str, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tiny_tokenizer.save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=f"no {name}"):
+        Tokenizer.load(tmp_path)
+
+
+def test_golden_tokens(tiny_tokenizer: Tokenizer, golden: Any) -> None:
+    texts = [
+        "",
+        "The fox ran.",
+        " two  spaces\n\nand lines",
+        "1234567",
+        "naïve café 日本語 🦊",
+        "<eos> is text",
+        "don't I'LL",
+    ]
+    made = {text: " ".join(map(str, tiny_tokenizer.encode(text))) for text in texts}
+    assert made == golden("tokens", made)
