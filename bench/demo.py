@@ -79,7 +79,12 @@ def _goals(results: dict[str, Any], seconds: float, again: float, memory: float)
         ("base, bits per byte of held-out speeches", "below 1.75", f"{base:.3f}", base < 1.75),
         ("Kneser-Ney bigram, the same tokens", "above the base", f"{bigram:.3f}", base < bigram),
         ("base, bits per byte of held-out replies", "", f"{before:.3f}", True),
-        ("tuned, bits per byte of held-out replies", "5 % below", f"{after:.3f} ({1 - after / before:.1%})", after <= 0.95 * before),
+        (
+            "tuned, bits per byte of held-out replies",
+            "5 % below",
+            f"{after:.3f} ({1 - after / before:.1%})",
+            after <= 0.95 * before,
+        ),
         ("replies that end by themselves", "most", f"{ended:.0%}", ended > 0.5),
         ("their words that occur in the training text", "95 %", f"{known:.1%}", known >= 0.95),
     ]

@@ -18,10 +18,10 @@ import torch
 
 from fox.formats.token_shards import Mask, Shard, Tokens
 from fox.model import Transformer
+from fox.model.loss import IGNORED, loss_of_each
 from fox.tokenizer import Tokenizer
 
 _PASS_TOKENS = 8192
-_PADDING = -100
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,11 @@ def model_bits(model: Transformer, documents: list[Tokens], precision: str) -> l
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             token_BL = torch.from_numpy(tokens).to(device)
             # Padding is a segment of its own: it sees only padding, and nothing sees it.
-            segment_BL = torch.from_numpy(np.where(targets == _PADDING, 1, 0)).to(device)
-            logits_BLV = model.logits(model(token_BL, segment_BL)).float()
+            segment_BL = torch.from_numpy(np.where(targets == IGNORED, 1, 0)).to(device)
             target_BL = torch.from_numpy(targets).to(device)
-            nats = torch.nn.functional.cross_entropy(
-                logits_BLV.flatten(0, 1), target_BL.flatten(), ignore_index=_PADDING, reduction="none"
-            )
-        nats_BL = nats.view(target_BL.shape).double().cpu().numpy()
+            hidden_BLD = model(token_BL, segment_BL)
+            nats_N = loss_of_each(hidden_BLD.flatten(0, 1), model.output_weight_VD, target_BL.flatten())
+        nats_BL = nats_N.view(target_BL.shape).double().cpu().numpy()
         for row, (document, start, count) in enumerate(places):
             bits[document][start + 1 : start + 1 + count] = nats_BL[row, :count] / math.log(2)
     return bits
@@ -121,7 +119,7 @@ def _passes(
         rows = max(1, _PASS_TOKENS // longest)
         batch, places = places[:rows], places[rows:]
         tokens = np.zeros((len(batch), longest), dtype=np.int64)
-        targets = np.full_like(tokens, _PADDING)
+        targets = np.full_like(tokens, IGNORED)
         for row, (number, start, count) in enumerate(batch):
             tokens[row, :count] = documents[number][start : start + count]
             targets[row, :count] = documents[number][start + 1 : start + 1 + count]

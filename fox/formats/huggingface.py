@@ -45,6 +45,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 path,
                 metadata={"format": "pt"},
             )
+            path.chmod(path.parent.stat().st_mode & 0o666)  # the library lets its owner alone read it
         except SafetensorError as error:  # the library wraps the disk's errors in its own
             path.unlink(missing_ok=True)
             raise Failure(

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fox.kernels.attention import attend, causal_mask
 from fox.model.config import ModelConfig
 
 
@@ -37,50 +37,18 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
 
     def forward(
-        self, x_BTD: Tensor, turn: tuple[Tensor, Tensor], may_see_B1TS: Tensor | None, cache: LayerCache | None
+        self, x_BTD: Tensor, turn: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
         q_BNTH = rotate(self._heads(self.q_proj(x_BTD)), *turn)
         k_BKSH = rotate(self._heads(self.k_proj(x_BTD)), *turn)
         v_BKSH = self._heads(self.v_proj(x_BTD))
         if cache is not None:
             k_BKSH, v_BKSH = cache.extend(k_BKSH, v_BKSH)
-        out_BNTH = attend(q_BNTH, k_BKSH, v_BKSH, may_see_B1TS)
+        out_BNTH = attend(q_BNTH, k_BKSH, v_BKSH, mask_B1TS)
         return self.o_proj(out_BNTH.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BTE: Tensor) -> Tensor:
         return x_BTE.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-
-
-def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, may_see_B1TS: Tensor | None) -> Tensor:
-    """Mix the values that each new token may see: those that the mask allows, or without one all up to itself (then T = S).
-
-    Returns (B, N, T, H). Torch's fused attention; `attend_plainly` is its twin.
-    """
-    group = q_BNTH.shape[1] // k_BKSH.shape[1]
-    if group > 1:
-        k_BKSH = k_BKSH.repeat_interleave(group, dim=1)
-        v_BKSH = v_BKSH.repeat_interleave(group, dim=1)
-    return F.scaled_dot_product_attention(
-        q_BNTH, k_BKSH, v_BKSH, attn_mask=may_see_B1TS, is_causal=may_see_B1TS is None
-    )
-
-
-def attend_plainly(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, may_see_B1TS: Tensor | None) -> Tensor:
-    """What `attend` computes, as the paper writes it (Vaswani et al., arXiv 1706.03762, equation 1)."""
-    num_rows, num_kv_heads, _, head_dim = k_BKSH.shape
-    new_tokens = q_BNTH.shape[2]
-    q_BKGTH = q_BNTH.view(num_rows, num_kv_heads, -1, new_tokens, head_dim)
-    score_BKGTS = torch.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH) * head_dim**-0.5
-    if may_see_B1TS is None:
-        may_see_B1TS = causal_mask(new_tokens, k_BKSH.shape[2], q_BNTH.device)
-    score_BKGTS = score_BKGTS.masked_fill(~may_see_B1TS[:, :, None], -torch.inf)
-    return torch.einsum("bkgts,bksh->bkgth", score_BKGTS.softmax(-1), v_BKSH).flatten(1, 2)
-
-
-def causal_mask(new_tokens: int, all_tokens: int, device: torch.device) -> Tensor:
-    """(1, 1, T, S): may the new token t, the (S - T + t)-th of all, see token s?"""
-    place_S = torch.arange(all_tokens, device=device)
-    return (place_S[None, :] <= place_S[all_tokens - new_tokens :, None])[None, None]
 
 
 def document_mask(segment_BT: Tensor) -> Tensor:

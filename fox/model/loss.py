@@ -9,6 +9,7 @@ N rows (tokens), C rows of one chunk, D hidden size, V vocabulary
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -38,6 +39,22 @@ def plain_summed_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) ->
     return F.cross_entropy(logits_NV, target_N, ignore_index=IGNORED, reduction="sum")
 
 
+@torch.no_grad()
+def loss_of_each(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+    """-log p(target) of each row (N,), in nats, float32; 0 where the target is IGNORED. To measure, not to train."""
+    loss_N = torch.empty(len(target_N), dtype=torch.float32, device=hidden_ND.device)
+    for rows in _chunks(len(target_N), weight_VD.shape[0]):
+        logits_CV = F.linear(hidden_ND[rows], weight_VD).float()
+        loss_N[rows] = F.cross_entropy(logits_CV, target_N[rows], ignore_index=IGNORED, reduction="none")
+    return loss_N
+
+
+def _chunks(num_rows: int, vocab_size: int) -> Iterator[slice]:
+    """Slices of the rows, each of few enough for its logits to be held."""
+    rows = max(1, min(_CHUNK_ROWS, _CHUNK_LOGITS // vocab_size))
+    return (slice(start, start + rows) for start in range(0, num_rows, rows))
+
+
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, grad_enabled: bool) -> Tensor:
@@ -49,11 +66,10 @@ class _ChunkedLoss(torch.autograd.Function):
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_gradient else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient else None
         total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
-        rows = max(1, min(_CHUNK_ROWS, _CHUNK_LOGITS // weight_VD.shape[0]))
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(hidden_ND), rows):
-                hidden_CD = hidden_ND[start : start + rows].to(product_type)
-                target_C1 = target_N[start : start + rows, None]
+            for rows in _chunks(len(hidden_ND), weight_VD.shape[0]):
+                hidden_CD = hidden_ND[rows].to(product_type)
+                target_C1 = target_N[rows, None]
                 logit_CV = (hidden_CD @ weight.T).float()
                 log_sum_C1 = logit_CV.logsumexp(1, keepdim=True)
                 total += (log_sum_C1 - logit_CV.gather(1, target_C1)).sum()
@@ -62,7 +78,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_logit_CV = logit_CV.sub_(log_sum_C1).exp_()
                 grad_logit_CV.scatter_add_(1, target_C1, torch.full_like(log_sum_C1, -1.0))
                 grad_logit_CV = grad_logit_CV.to(product_type)
-                grad_hidden_ND[start : start + rows] = grad_logit_CV @ weight
+                grad_hidden_ND[rows] = grad_logit_CV @ weight
                 grad_weight_VD += grad_logit_CV.T @ hidden_CD
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
         ctx.weight_type = weight_VD.dtype

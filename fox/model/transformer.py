@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fox.model.attention import Attention, LayerCache, causal_mask, document_mask, places_in_segments, rotary_turn
+from fox.kernels.attention import additive, causal_mask
+from fox.model.attention import Attention, LayerCache, document_mask, places_in_segments, rotary_turn
 from fox.model.config import ModelConfig
 
 
@@ -60,9 +61,9 @@ class Block(nn.Module):
         self.mlp = GatedMLP(config)
 
     def forward(
-        self, x_BTD: Tensor, turn: tuple[Tensor, Tensor], may_see_B1TS: Tensor | None, cache: LayerCache | None
+        self, x_BTD: Tensor, turn: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), turn, may_see_B1TS, cache)
+        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), turn, mask_B1TS, cache)
         return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
 
 
@@ -100,18 +101,18 @@ class Transformer(nn.Module):
         assert segment_BT is None or cache is None
         new_tokens = tokens_BT.shape[1]
         seen_tokens = cache.num_tokens if cache else 0
-        may_see_B1TS = None
+        mask_B1TS = None
         if segment_BT is not None:
             place_BT = places_in_segments(segment_BT)
-            may_see_B1TS = document_mask(segment_BT)
+            mask_B1TS = additive(document_mask(segment_BT), self._product_type())
         else:
             place_BT = torch.arange(seen_tokens, seen_tokens + new_tokens, device=tokens_BT.device)[None]
             if seen_tokens:
-                may_see_B1TS = causal_mask(new_tokens, seen_tokens + new_tokens, tokens_BT.device)
+                mask_B1TS = causal_mask(new_tokens, seen_tokens + new_tokens, tokens_BT.device)
         turn = rotary_turn(place_BT, self.config.head_dim, self.config.rope_theta)
         x_BTD = self.embed_tokens(tokens_BT)
         for number, block in enumerate(self.layers):
-            x_BTD = block(x_BTD, turn, may_see_B1TS, cache.layers[number] if cache else None)
+            x_BTD = block(x_BTD, turn, mask_B1TS, cache.layers[number] if cache else None)
         if cache:
             cache.num_tokens += new_tokens
         return self.norm(x_BTD)
@@ -119,6 +120,12 @@ class Transformer(nn.Module):
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Scores of the whole vocabulary (B, T, V). For a few tokens; training uses `fox.model.loss`."""
         return F.linear(hidden_BTD, self.output_weight_VD)
+
+    def _product_type(self) -> torch.dtype:
+        """The type of matrix products: autocast's where it is on, else the weights'."""
+        weight = self.embed_tokens.weight
+        device = weight.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
     def num_parameters(self) -> int:
         """Each counted once, a tied embedding too."""

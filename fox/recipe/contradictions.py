@@ -15,6 +15,7 @@ from fox.recipe.keys import KeyPath, dotted
 from fox.recipe.schema import Hole, Recipe, Schedule, Stage
 
 KINDS = ("text", "chat")
+MODELS = ("base", "tuned")
 LONGEST_NAME = 100  # bytes: names get endings such as .manifest.json, and file systems end at 255
 
 Found = TypeVar("Found")
@@ -48,7 +49,10 @@ def _run_name(recipe: Recipe) -> Iterator[Problem]:
 
 def _stage_names(recipe: Recipe) -> Iterator[Problem]:
     for name in recipe.stage:
-        yield from _file_name(("stage", name), name)
+        if name in MODELS:
+            yield Problem(f"stage.{name}", f"{name} is what the results call a model", "Give the stage another name.")
+        else:
+            yield from _file_name(("stage", name), name)
 
 
 def _source_names(recipe: Recipe) -> Iterator[Problem]:

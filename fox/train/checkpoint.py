@@ -21,6 +21,7 @@ from fox.formats.huggingface import read_safetensors, write_safetensors
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _STATE = "state.json"
+_HOW_BACK = {"threads": "Set OMP_NUM_THREADS to that number", "torch": "Install that torch"}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -39,7 +40,7 @@ class Identity:
                     self.facts.get(key),
                     place=str(place),
                     problem=f"was {saved.get(key)!r} when this run began, and going on with another would change its losses",
-                    mend="Go back to that value, or start another run with --out.",
+                    mend=f"{_HOW_BACK.get(key, 'Go back to that value')}, or start another run with --out.",
                 )
 
 

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from fox.engine.generate import generate
 from fox.engine.kv_cache import KVCache
 from fox.engine.sampler import Sampling
+from fox.kernels.attention import attend_plainly
 from fox.model import Transformer, attention, transformer
 from fox.model.directory import load_model, save_model
 from fox.tokenizer import Tokenizer
@@ -117,11 +118,11 @@ def interleaved(x_BKTH: Tensor, cos_B1TR: Tensor, sin_B1TR: Tensor) -> Tensor:
 
 def wrongly_grouped(q: Tensor, k: Tensor, v: Tensor, may_see: Tensor | None) -> Tensor:
     group = q.shape[1] // k.shape[1]
-    return attention.attend_plainly(q, k.repeat(1, group, 1, 1), v.repeat(1, group, 1, 1), may_see)
+    return attend_plainly(q, k.repeat(1, group, 1, 1), v.repeat(1, group, 1, 1), may_see)
 
 
 def all_seeing(q: Tensor, k: Tensor, v: Tensor, may_see: Tensor | None) -> Tensor:
-    return attention.attend_plainly(q, k, v, torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool))
+    return attend_plainly(q, k, v, torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool))
 
 
 def without_norm_weight(norm: transformer.RMSNorm, x: Tensor) -> Tensor:

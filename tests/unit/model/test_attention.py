@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from fox.kernels.attention import additive, attend, attend_plainly, causal_mask
 from fox.model import Transformer, attention
-from fox.model.attention import attend, attend_plainly, causal_mask, document_mask, places_in_segments
+from fox.model.attention import document_mask, places_in_segments
 
 LENGTHS = [5, 1, 9, 2]
 
@@ -39,6 +40,26 @@ def test_attend_with_documents_is_its_plain_twin(kv_heads: int) -> None:
     assert_close(attend(q, k, v, mask), attend_plainly(q, k, v, mask), atol=1e-6, rtol=1e-5)
     with pytest.raises(AssertionError):
         assert_close(attend(q, k, v, mask), attend_plainly(q, k, v, None))
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attend_by_products_and_its_gradients_are_its_plain_twins(kv_heads: int) -> None:
+    segment_BT = torch.tensor([[0, 0, 0, 1, 1, 2, 3, 3], [0, 1, 1, 1, 1, 1, 1, 1]])
+    mask = additive(document_mask(segment_BT), torch.float32)
+    given = [random(2, heads, 8, 8).requires_grad_() for heads in (4, kv_heads, kv_heads)]
+    weight = random(2, 4, 8, 8).flip(0)
+
+    def outcome(function: Callable[..., Tensor], mask: Tensor) -> list[Tensor]:
+        out = function(*given, mask)
+        return [out, *torch.autograd.grad((out * weight).sum(), given)]
+
+    fast, plain = outcome(attend, mask), outcome(attend_plainly, mask)
+    assert "_ByProducts" in type(attend(*given, mask).grad_fn).__name__
+    for one, other in zip(fast, plain, strict=True):
+        assert_close(one, other, atol=1e-5, rtol=1e-5)
+    for one, damaged in zip(fast, outcome(attend_plainly, mask.roll(1, 0)), strict=True):
+        with pytest.raises(AssertionError):
+            assert_close(one, damaged, atol=1e-5, rtol=1e-5)
 
 
 def test_masks_and_places_by_hand() -> None:

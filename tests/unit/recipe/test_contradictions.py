@@ -53,6 +53,7 @@ def test_what_the_mend_proposes_mends(page: Path, overrides: list[str], line: st
         (["stage.only.chunk_length.chat=64"], "stage.only.chunk_length.chat = 64: is not in the mix. Leave it out, or add it to the mix."),
         (["stage.only.chunk_length.chats=48"], "stage.only.chunk_length.chats = 48: does not divide the longest chunk, 64, and rows are cut evenly. Use a divisor of 64."),
         (["source.text.path=x"], "source.text: text is a kind, not a name. Call it texts, say."),
+        (["stage.base.tokens=1000"], "stage.base: base is what the results call a model. Give the stage another name."),
     ],
 )  # fmt: skip
 def test_each_contradiction_is_told(page: Path, overrides: list[str], line: str) -> None:
