@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := torch -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 
-.PHONY: demo test test-slow check format clean
+.PHONY: demo test test-slow check format docs clean
 
 demo: $(VENV)/demo.installed
 	$(BIN)/fox run recipes/tiny.toml
@@ -29,6 +29,11 @@ check: $(VENV)/dev.installed
 format: $(VENV)/dev.installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# The pages that are made from the code.
+docs: $(VENV)/dev.installed
+	$(BIN)/python -m fox.recipe.reference > docs/recipe-reference.md
+	$(BIN)/python -m typer fox.cli utils docs --name fox > docs/command-reference.md
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

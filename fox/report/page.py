@@ -134,7 +134,7 @@ def headlines(run: RunFiles) -> list[Headline]:
         base, tuned_scores = (results.assistant_bits_per_byte.get(model, {}) for model in ("base", "tuned"))
         for source, score in list(tuned_scores.items())[:1]:
             note = f"before tuning: {quantities.decimal(base[source])}" if source in base else ""
-            found.append(Headline(quantities.decimal(score), "bits per byte of the assistant's words", note))
+            found.append(Headline(quantities.decimal(score), "bits per byte of replies", note))
         if results.replies and results.replies.chats:
             replies = results.replies
             known = quantities.share(replies.known_words, replies.words)

@@ -155,13 +155,13 @@ def draw_bits_of(axes: Axes, results: Results, source: str, limits: tuple[float,
         axes.axhline(bigram, color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.2)
         axes.annotate(
             f"bigram {decimal(bigram)}",
-            (1, bigram),
-            (0, 3),
+            (0, bigram),
+            (4, -3),
             axes.get_yaxis_transform(),
             "offset points",
             color=MUTED,
-            ha="right",
-            va="bottom",
+            ha="left",
+            va="top",
         )
     axes.plot(places, values, color=MODEL, marker="o", markersize=5.5, markeredgewidth=0)
     for i, value in enumerate(values):

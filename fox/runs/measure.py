@@ -52,26 +52,28 @@ def heldout_text(run: Run, tokenizer: Tokenizer) -> dict[str, HeldOut]:
 
 
 def measure(run: Run, console: Console) -> dict[str, Any]:
-    """Everything in eval/results.json."""
+    """Everything in eval/results.json. The base model was scored as the last stage ended."""
     recipe = run.recipe
     base, tokenizer = load_model(run.folder / "model")
     models = {"base": base}
     if recipe.tune:
         models["tuned"], _ = load_model(run.folder / "tuned")
-    results: dict[str, Any] = {"bits_per_byte": {}, "assistant_bits_per_byte": {}}
-    for stage in recipe.stage:
-        after = _scores_after(run.folder / "pretrain" / "heldout" / f"{stage}.json")
-        results["bits_per_byte"][stage] = after["bits_per_byte"]
-        results["assistant_bits_per_byte"][stage] = after["assistant_bits_per_byte"]
-    replies = recipe.eval.reply_chats + len(recipe.eval.prompts)
-    with meter("eval", 2 * len(models) + replies, "parts", console=console) as shown:
-        for name, model in models.items():
-            scores = heldout_scores(run, model, tokenizer)
-            results["bits_per_byte"][name] = scores["bits_per_byte"]
-            results["assistant_bits_per_byte"][name] = scores["assistant_bits_per_byte"]
-            results["heldout"] = scores["heldout"]
-            shown.advance(2, f"{name} scored")
-        results["kneser_ney_bits_per_byte"] = kneser_ney_scores(run, tokenizer)
+    scores = {stage: _scores_after(run.folder / "pretrain" / "heldout" / f"{stage}.json") for stage in recipe.stage}
+    scores["base"] = scores.pop(list(recipe.stage)[-1])
+    parts = 2 + (recipe.eval.reply_chats + 2 * len(recipe.eval.prompts) if recipe.tune else 0)
+    with meter("eval", parts, "parts", console=console) as shown:
+        if recipe.tune:
+            scores["tuned"] = heldout_scores(run, models["tuned"], tokenizer)
+        shown.advance(1, "scored")
+        results: dict[str, Any] = {
+            "bits_per_byte": {model: of_model["bits_per_byte"] for model, of_model in scores.items()},
+            "assistant_bits_per_byte": {
+                model: of_model["assistant_bits_per_byte"] for model, of_model in scores.items()
+            },
+            "kneser_ney_bits_per_byte": kneser_ney_scores(run, tokenizer),
+            "heldout": scores["base"]["heldout"],
+        }
+        shown.advance(1, "counted")
         if recipe.tune:
             results |= _replies(run, models, tokenizer, shown)
     return results

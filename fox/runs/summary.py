@@ -64,10 +64,7 @@ def print_scores(run: Run) -> None:
     table = _table("held-out bits per byte", *sources, *(f"{name}: replies" for name in chats))
     bigram = results["kneser_ney_bits_per_byte"]
     table.add_row("Kneser-Ney bigram", *(f"{bigram[name]:.3f}" for name in sources), *("" for _ in chats))
-    last = list(run.recipe.stage)[-1]
     for model in per_model:
-        if model == last:
-            continue  # the last stage's model is the base model
         label = {"base": "base model", "tuned": "tuned model"}.get(model, f"after stage {model}")
         row = [per_model[model][name] for name in sources] + [assistant[model][name] for name in chats]
         table.add_row(label, *(f"{value:.3f}" for value in row))
