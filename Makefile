@@ -1,5 +1,5 @@
 # make demo: the main job, from text to a chat reply.   make test: the tests.   Both make the environment first.
-# Where your machine has a GPU, or pip would fetch a CUDA build you do not want, name PyTorch's own index:
+# Where pip would fetch torch's CUDA build and you do not want it, name PyTorch's index of CPU builds:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
 VENV ?= .venv
@@ -38,7 +38,7 @@ docs: $(VENV)/dev.installed
 clean:
 	rm -rf $(VENV) runs build *.egg-info
 
-# torch first, alone and pinned: the CPU build, before anything else can ask for another.
+# torch first, alone and pinned, from the index that TORCH_INDEX names, before anything else can ask for another.
 $(VENV)/torch.installed: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)

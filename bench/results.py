@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import subprocess
 from pathlib import Path
@@ -22,8 +21,8 @@ Written by the scripts beside this page, newest last; never by hand. Times are o
 """
 
 
-def record(script: str, result: dict[str, Any], json_file: Path | None) -> None:
-    """One row of RESULTS.md, and the same as JSON where a file is named."""
+def record(script: str, result: dict[str, Any]) -> None:
+    """One row of RESULTS.md."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
     ).stdout.strip()
@@ -32,7 +31,3 @@ def record(script: str, result: dict[str, Any], json_file: Path | None) -> None:
     told = "; ".join(f"{key} {value}" for key, value in result.items())
     page = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else _HEAD
     RESULTS.write_text(f"{page}| {day} | {commit or 'unknown'} | {machine} | {script} | {told} |\n", encoding="utf-8")
-    if json_file:
-        json_file.write_text(
-            json.dumps({"script": script, "date": day, "commit": commit, "machine": machine, **result}, indent=2)
-        )

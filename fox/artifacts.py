@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +101,43 @@ def sweep_partials(folder: Path) -> None:
                     folders.append(path)
 
 
+def remove_at_once(paths: Iterable[Path]) -> None:
+    """Be rid of files and folders. All are gone from their names before the first is emptied, so nobody takes up half of one.
+
+    Raises Failure where one can't be removed; what has lost its name is swept away by the next holder of the lock.
+    """
+    aside = []
+    for path in paths:
+        partial = path.with_name(f"{PARTIAL}{path.name}")
+        with _failures_to_remove(path):
+            _remove(partial)
+            if os.path.lexists(path):
+                path.rename(partial)
+                _fsync(path.parent)
+                aside.append(partial)
+    for partial in aside:
+        with _failures_to_remove(partial):
+            _remove(partial)
+
+
+@contextlib.contextmanager
+def _failures_to_remove(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) and Path(error.filename).is_absolute() else path
+        raise Failure(f"{where}: can't be removed ({error.strerror}). Remove {path} yourself, then run it again.") from error
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process; the lock ends with its life. Raises Failure where another process holds it."""
     with contextlib.ExitStack() as held:
         with disk_failures(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:  # below /proc, say, where nobody makes folders
+                raise Failure(f"{folder}: can't be made ({error.strerror}). Name another folder with --out.") from None
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             held.callback(os.close, lock)
             try:
@@ -135,6 +166,12 @@ def disk_failures(path: Path) -> Iterator[None]:
         raise Failure(told) from error
 
 
+def stamp_of(path: Path) -> dict[str, int]:
+    """A file's size and time. While both are as they were, its content counts as unchanged, and is not hashed again."""
+    stat = path.stat()
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
@@ -157,7 +194,7 @@ def _told(path: Path, error: OSError) -> str | None:
         case errno.ENOSPC | errno.EDQUOT:
             return (
                 f"{where}: the disk is full ({error.strerror}). Nothing half-written was kept: "
-                "free some space and run the same command again; it goes on from the last checkpoint."
+                "free some space and run the same command again, without --redo: it goes on from the last checkpoint."
             )
         case errno.EFBIG:
             return (
@@ -169,7 +206,7 @@ def _told(path: Path, error: OSError) -> str | None:
         case errno.EACCES | errno.EROFS | errno.EPERM | errno.ENOTDIR | errno.EEXIST | errno.ELOOP | errno.ENAMETOOLONG:
             return f"{where}: can't be written ({error.strerror}). Name another folder with --out."
         case errno.EIO:
-            return f"{where}: the disk failed ({error.strerror}). Look after the disk, then run the same command again."
+            return f"{where}: the disk failed ({error.strerror}). Look after the disk, then run the same command again, without --redo."
         case errno.ENOLCK | errno.EOPNOTSUPP:
             return f"{where}: this disk has no locks ({error.strerror}). Name a folder on another one with --out."
     return None

@@ -134,9 +134,13 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tiny. It need not be finished.")],
 ) -> None:
     """Draw a run: one HTML file that needs nothing else, and PNGs of its plots."""
+    from fox.artifacts import locked
     from fox.report.page import write_report
+    from fox.report.run_files import read_run
 
-    typer.echo(f"wrote {write_report(folder)}")
+    read_run(folder)  # a folder that is no run is not locked, since that would make a file in it
+    with locked(folder):
+        typer.echo(f"wrote {write_report(folder)}")
 
 
 @app.command()
@@ -180,14 +184,24 @@ def main() -> None:
     except Failure as error:
         typer.secho(f"failed: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        typer.secho(f"error: this needs {error.name}: pip install 'foxlm[{extra}]'.", err=True, fg="red")
+        sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as end:  # typer turns the one into the other
         if isinstance(end, SystemExit) and end.code != 130:
             raise
-        typer.secho("stopped. The same command goes on from here.", err=True)
+        typer.secho("stopped. A run goes on from here with the same command (without --redo).", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has gone: nobody is left to tell
         sys.exit(1)
+
+
+_EXTRA_OF = {"torch": "train", "matplotlib": "train", "pyarrow": "data", "resiliparse": "data"}
+"""The extra of the distribution that brings each optional library."""
 
 
 def _load(recipe: Path, override: list[str] | None) -> LoadedRecipe:

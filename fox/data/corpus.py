@@ -32,26 +32,42 @@ def is_heldout(document: Document, heldout_fraction: float) -> bool:
     return int.from_bytes(document.digest[:8], "big") < heldout_fraction * 2**64
 
 
-def training_texts(recipe: Recipe, source_bytes: int, meter: Meter) -> Iterator[str]:
-    """Training text for the tokenizer, each document once: of `source_bytes` on the disk about `tokenizer.sample_bytes`.
+def training_texts(recipe: Recipe, meter: Meter) -> list[str]:
+    """Training text for the tokenizer, each document once: all of it, or `tokenizer.sample_bytes` of it.
 
-    Where that is not all, documents are kept by their hash, so that the sample is spread evenly over all sources.
+    The sample is of the documents with the lowest hashes, so it is spread evenly over all sources, and the same whatever
+    their order. Never more than twice its size is held.
     """
-    keep = min(1.0, recipe.tokenizer.sample_bytes / max(1, source_bytes))
-    seen: set[bytes] = set()
+    most = recipe.tokenizer.sample_bytes
+    texts: dict[bytes, str] = {}
+    size = 0
     for name, source in recipe.source.items():
-        tally = Tally(name, source)
-        for document in read_source(name, source, tally):
+        for document in read_source(name, source, Tally(name, source)):
             meter.advance(document.num_bytes, note=name)
-            if document.digest in seen or is_heldout(document, recipe.data.heldout_fraction):
+            if document.digest in texts or is_heldout(document, recipe.data.heldout_fraction):
                 continue
-            seen.add(document.digest)
-            if int.from_bytes(document.digest[8:16], "big") < keep * 2**64:
-                yield (
-                    document.text
-                    if document.text is not None
-                    else "\n".join(m["content"] for m in document.messages or ())
-                )
+            texts[document.digest] = text_of(document)
+            size += document.num_bytes
+            if size > 2 * most:
+                texts, size = _lowest(texts, most)
+    return list(_lowest(texts, most)[0].values())
+
+
+def text_of(document: Document) -> str:
+    """A document as plain text: of a conversation, what was said."""
+    return document.text if document.text is not None else "\n".join(m["content"] for m in document.messages or ())
+
+
+def _lowest(texts: dict[bytes, str], most: int) -> tuple[dict[bytes, str], int]:
+    """The texts with the lowest hashes that have about `most` bytes together, and how many they have."""
+    kept: dict[bytes, str] = {}
+    size = 0
+    for digest in sorted(texts, key=lambda digest: digest[8:]):  # the first 8 bytes decide what is held out
+        if size >= most:
+            break
+        kept[digest] = texts[digest]
+        size += len(texts[digest].encode())
+    return kept, size
 
 
 @dataclass

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from fox.artifacts import sha256_of, sha256_of_json
+from pydantic import TypeAdapter
+
+from fox.artifacts import sha256_of, sha256_of_json, stamp_of
 from fox.data.files import files_of
 from fox.data.quarantine import Tally
 from fox.progress import Meter
 from fox.recipe import Recipe
 
 Inventory = dict[str, dict[str, dict[str, Any]]]
-"""For each source, for each of its files: bytes, mtime_ns, sha256."""
+"""For each source, for each of its files: bytes, mtime_ns and sha256; or why it is unreadable, as reading it will find too."""
+
+
+def read_inventory(path: Path) -> Inventory:
+    """The inventory that an earlier command left; an empty one where there is none, or what is there is something else."""
+    try:
+        return TypeAdapter(Inventory).validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
 
 
 def take_inventory(recipe: Recipe, known: Inventory, meter: Meter) -> Inventory:
@@ -20,23 +31,23 @@ def take_inventory(recipe: Recipe, known: Inventory, meter: Meter) -> Inventory:
     for name, source in recipe.source.items():
         inventory[name] = {}
         for file in files_of(name, source, Tally(name, source)):
-            stat = file.path.stat()
-            entry = {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
-            old = known.get(name, {}).get(file.label, {})
-            same = all(old.get(key) == value for key, value in entry.items()) and "sha256" in old
-            inventory[name][file.label] = entry | {"sha256": old["sha256"] if same else sha256_of(file.path)}
-            meter.advance(stat.st_size, note=name)
+            entry = inventory[name][file.label] = _entry(file.path, known.get(name, {}).get(file.label, {}))
+            meter.advance(entry.get("bytes", 0), note=name)
     return inventory
 
 
 def fingerprints(inventory: Inventory) -> dict[str, str]:
     """One hash for each source: of its files' names and contents, not of their times or where they lie."""
     return {
-        name: sha256_of_json({label: entry["sha256"] for label, entry in files.items()})
+        name: sha256_of_json({label: entry.get("sha256") for label, entry in files.items()})
         for name, files in inventory.items()
     }
 
 
-def source_bytes(inventory: Inventory) -> int:
-    """The size of all files, as they lie on the disk."""
-    return sum(entry["bytes"] for files in inventory.values() for entry in files.values())
+def _entry(path: Path, old: dict[str, Any]) -> dict[str, Any]:
+    try:
+        stamp = stamp_of(path)
+        same = "sha256" in old and stamp.items() <= old.items()
+        return {**stamp, "sha256": old["sha256"] if same else sha256_of(path)}
+    except OSError as error:
+        return {"unreadable": error.strerror}

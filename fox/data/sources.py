@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from fox.artifacts import sha256_of_json
 from fox.data.conversations import Message, conversation_of
@@ -26,7 +27,7 @@ class Document:
     text: str | None = None
     messages: tuple[Message, ...] | None = None
 
-    @property
+    @cached_property
     def digest(self) -> bytes:
         """SHA-256 of the content alone, so that the same document counts as the same wherever it was found."""
         if self.text is not None:

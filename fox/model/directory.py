@@ -20,7 +20,7 @@ def save_model(folder: Path, model: Transformer, tokenizer: Tokenizer, dtype: to
     """Write model and tokenizer as one directory, whole or not at all."""
     check_fit(model.config, tokenizer)
     config = model.config.to_hugging_face(tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
-    tensors = {_written_name(name): tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    tensors = {_written_name(name): tensor.to("cpu", dtype) for name, tensor in model.state_dict().items()}
     with folder_made_whole(folder) as partial:
         write_model_files(partial, config, tensors)
         tokenizer.save(partial)

@@ -6,11 +6,13 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from fox.plan.memory import (
-    LOSS_CHUNK_TOKENS,
+    HEAD_GRADIENT_BYTES,
+    LOGIT_BYTES,
+    MOST_TOKENS_BY_PRODUCTS,
     STATE_BYTES_PER_PARAMETER,
     USABLE_FRACTION,
     block_activation_bytes_per_token,
-    logit_bytes,
+    loss_chunk_rows,
 )
 from fox.plan.plan import Plan, StagePlan
 
@@ -28,6 +30,7 @@ def _title(plan: Plan) -> Iterator[str]:
         yield f"{plan.name} on {plan.devices:,} x {plan.gpu.name}"
     else:
         yield f"{plan.name} on {plan.devices:,} device{'s' * (plan.devices > 1)} of no named kind"
+    yield "Today Fox trains in one process on the CPU; it hasn't been run on a GPU yet."
 
 
 def _parameters(plan: Plan) -> Iterator[str]:
@@ -103,13 +106,13 @@ def _memory(plan: Plan) -> Iterator[str]:
         yield f"Memory of one GPU, in GB: {plan.usable_bytes / 1e9:.1f} of {plan.gpu.memory_gb:g} usable [5]"
     else:
         yield "Memory of one device, in GB [5]"
-    rows = [("stage", "rows", "state", "gather", "activ.", "logits", "in all", "recomp.")]
+    rows = [("stage", "rows", "state", "gather", "activ.", "loss", "in all", "recomp.")]
     for stage in plan.stages:
         told = stage.memory
-        sizes = (told.state, told.gathered, told.activations, told.logits, told.total, told.total_recomputed)
-        state, gathered, activations, logits, in_all, recomputed = (f"{size / 1e9:.1f}" for size in sizes)
+        sizes = (told.state, told.gathered, told.activations, told.loss, told.total, told.total_recomputed)
+        state, gathered, activations, loss, in_all, recomputed = (f"{size / 1e9:.1f}" for size in sizes)
         rows_told = f"{stage.rows:,}x{stage.row_length}"
-        rows.append((_name(stage), rows_told, state, gathered, activations, logits, in_all, recomputed))
+        rows.append((_name(stage), rows_told, state, gathered, activations, loss, in_all, recomputed))
     yield from _table(rows)
     if plan.usable_bytes is not None:
         large = [stage.name for stage in plan.stages if stage.memory.total > plan.usable_bytes]
@@ -186,13 +189,23 @@ def _memory_note(plan: Plan) -> str:
             f"Estimates. state: {STATE_BYTES_PER_PARAMETER} bytes a parameter / devices (weight, gradient, AdamW's two",
             f"moments, in float32; ZeRO-3, arXiv 1910.02054). gather: {gathered}",
             f"activ.: {formula} = {per_token:,} bytes x layers x rows x row length, after Korthikanti et al.,",
-            "arXiv 2205.05198, with fused attention. recomp.: in all, where only each block's input is kept and the",
+            f"arXiv 2205.05198, {_attention_note(plan)} recomp.: in all, where only each block's input is kept and the",
             "rest is made again backward, which takes up to a third more time.",
-            f"logits: at most {LOSS_CHUNK_TOKENS:,} tokens at a time (assumed: a loss in chunks)",
-            f"x {plan.vocab_size:,} x {logit_bytes(plan.element_bytes)} bytes. GB = 1e9 bytes.",
+            f"loss: logits of at most {loss_chunk_rows(plan.vocab_size):,} tokens at a time x {plan.vocab_size:,}",
+            f"x {LOGIT_BYTES} bytes, and {HEAD_GRADIENT_BYTES} bytes a parameter of the head for its float32 gradient,",
+            "twice as it leaves the loss. GB = 1e9 bytes.",
             f"{1 - USABLE_FRACTION:.0%} of a GPU is set aside for all else (assumed)." if plan.gpu else "",
         ]
     ).strip()
+
+
+def _attention_note(plan: Plan) -> str:
+    if plan.gpu:
+        return "with fused attention."
+    return (
+        f"and, as on a CPU, for rows up to {MOST_TOKENS_BY_PRODUCTS:,} tokens the attention's weights: "
+        f"{plan.element_bytes} x heads x row length x row length bytes x layers x rows; with fused attention beyond."
+    )
 
 
 def _table(rows: Sequence[Sequence[str]], left: int = 1) -> Iterator[str]:

@@ -15,8 +15,20 @@ STATE_BYTES_PER_PARAMETER = 16
 """Four float32 numbers: the weight, its gradient, AdamW's two moments. ZeRO's paper arrives at 16 as well (section 3.1)
 with weight and gradient in 16 bits and a float32 copy of the weight."""
 
-LOSS_CHUNK_TOKENS = 1024
-"""Assumed: so many tokens' logits exist at a time. All at once, 256,000 entries would need more than all else."""
+LOSS_CHUNK_ROWS = 1024
+LOSS_CHUNK_LOGITS = 1 << 24
+"""The loss scores so many rows at a time, or as many as make so many logits (fox/model/loss.py; a test holds them equal,
+for a plan does without torch)."""
+
+LOGIT_BYTES = 12
+"""Of a chunk's logit, at most. bfloat16: product, its float32 copy, and the last chunk's float32 and bfloat16 ones.
+float32: this chunk's, the last one's, and the table that their sum is made from."""
+
+HEAD_GRADIENT_BYTES = 8
+"""A parameter of the head, inside the loss: its float32 gradient, and that once more as it is scaled on its way out."""
+
+MOST_TOKENS_BY_PRODUCTS = 1024
+"""On a CPU, attention over rows up to here keeps its weights (fox/kernels/attention.py; a test holds them equal)."""
 
 USABLE_FRACTION = 0.9
 """Assumed: the rest goes to the CUDA context, communication buffers and fragmentation."""
@@ -31,30 +43,46 @@ class StageMemory:
     activations: int
     activations_recomputed: int
     logits: int
+    head_gradient: int
+
+    @property
+    def loss(self) -> int:
+        """What the loss alone holds."""
+        return self.logits + self.head_gradient
 
     @property
     def total(self) -> int:
-        return self.state + self.gathered + self.activations + self.logits
+        return self.state + self.gathered + self.activations + self.loss
 
     @property
     def total_recomputed(self) -> int:
         """With each block's activations thrown away and made again backward: up to a third more work, 8 N for 6 N."""
-        return self.state + self.gathered + self.activations_recomputed + self.logits
+        return self.state + self.gathered + self.activations_recomputed + self.loss
 
 
 def stage_memory(
-    model: Model, parameters: Parameters, vocab_size: int, stage: Stage, devices: int, rows: int, element_bytes: int
+    model: Model,
+    parameters: Parameters,
+    vocab_size: int,
+    stage: Stage,
+    devices: int,
+    rows: int,
+    element_bytes: int,
+    on_cpu: bool,
 ) -> StageMemory:
     """Memory of one of `devices` with `rows` rows a pass; `element_bytes` is 2 for bfloat16 products, 4 for float32."""
     tokens = rows * stage.row_length
     block = tokens * block_activation_bytes_per_token(model, element_bytes)
+    if on_cpu:
+        block += rows * attention_weight_bytes_per_row(model, stage.row_length, element_bytes)
     block_input = tokens * model.hidden_size * element_bytes
     return StageMemory(
         state=-(-STATE_BYTES_PER_PARAMETER * parameters.total // devices),
         gathered=gathered_bytes(parameters, devices, element_bytes),
         activations=model.num_hidden_layers * block,
         activations_recomputed=model.num_hidden_layers * block_input + block,
-        logits=logits_bytes(min(tokens, LOSS_CHUNK_TOKENS), vocab_size, element_bytes),
+        logits=min(tokens, loss_chunk_rows(vocab_size)) * vocab_size * LOGIT_BYTES,
+        head_gradient=(parameters.head or parameters.embedding) * HEAD_GRADIENT_BYTES,
     )
 
 
@@ -72,6 +100,14 @@ def block_activation_bytes_per_token(model: Model, element_bytes: int) -> int:
     return elements * element_bytes + 4 * model.num_attention_heads
 
 
+def attention_weight_bytes_per_row(model: Model, row_length: int, element_bytes: int) -> int:
+    """What attention on a CPU keeps of a row for the way back, in each block: each head's weights, T x T. Longer rows
+    take fused attention, which keeps none."""
+    if row_length > MOST_TOKENS_BY_PRODUCTS:
+        return 0
+    return model.num_attention_heads * row_length**2 * element_bytes
+
+
 def gathered_bytes(parameters: Parameters, devices: int, element_bytes: int) -> int:
     """Whole weights in the products' precision, beside the sharded state.
 
@@ -84,13 +120,9 @@ def gathered_bytes(parameters: Parameters, devices: int, element_bytes: int) -> 
     return 2 * element_bytes * whole
 
 
-def logits_bytes(tokens: int, vocab_size: int, element_bytes: int) -> int:
-    """Logits and their gradients, in float32 for the softmax and, where products are in bfloat16, in that as well."""
-    return tokens * vocab_size * logit_bytes(element_bytes)
-
-
-def logit_bytes(element_bytes: int) -> int:
-    return 8 if element_bytes == 4 else 8 + 2 * element_bytes
+def loss_chunk_rows(vocab_size: int) -> int:
+    """How many rows the loss scores at a time. All at once, 256,000 entries would need more than all else."""
+    return max(1, min(LOSS_CHUNK_ROWS, LOSS_CHUNK_LOGITS // vocab_size))
 
 
 def usable_bytes(gpu: Gpu) -> int:

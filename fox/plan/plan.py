@@ -104,6 +104,7 @@ class Plan:
         page["parameters"]["without_embedding_and_head"] = self.parameters.without_embedding_and_head
         page["stages"] = list(page["stages"])
         for told, stage in zip(page["stages"], self.stages, strict=True):
+            told["memory"]["loss"] = stage.memory.loss
             told["memory"]["total"] = stage.memory.total
             told["memory"]["total_recomputed"] = stage.memory.total_recomputed
         return page | {"tokens": self.tokens, "flops": self.flops, "days": self.days, "usable_bytes": self.usable_bytes}
@@ -133,7 +134,7 @@ def plan(
     problems: list[Problem] = []
 
     def memory_of(stage: Stage, devices: int, rows: int) -> StageMemory:
-        return stage_memory(model, parameters, vocab_size, stage, devices, rows, element_bytes)
+        return stage_memory(model, parameters, vocab_size, stage, devices, rows, element_bytes, on_cpu=kind is None)
 
     def add(key: str, name: str, stage: Stage, warmup_steps: int, decay_steps: int) -> None:
         attention = attention_flops_per_position(model) * mean_chunk_length(stage)

@@ -30,7 +30,7 @@ def _chunk_length(value: Any) -> Any:
 
 
 Whole = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=LARGEST)]
-WholeOrNone = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=LARGEST)]
+WholeOrZero = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=LARGEST)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -132,9 +132,9 @@ class Optimizer(Section):
 class Schedule(Section):
     """Warm-up, stable, decay (MiniCPM, arXiv 2404.06395), over all stages together."""
 
-    warmup_tokens: WholeOrNone
+    warmup_tokens: WholeOrZero
     """The learning rate rises in a straight line over these."""
-    decay_tokens: WholeOrNone
+    decay_tokens: WholeOrZero
     """The learning rate falls over the last of these."""
     decay_shape: Literal["1-sqrt", "linear"] = "1-sqrt"
     """1 - sqrt was the better cooldown in arXiv 2405.18392."""
@@ -208,7 +208,7 @@ class Recipe(Section):
 
     name: str
     """The run's folder below runs/."""
-    seed: WholeOrNone = 0
+    seed: WholeOrZero = 0
     """Where all randomness starts: the same recipe and seed make the same run."""
     source: Annotated[dict[str, Source], Field(min_length=1)]
     data: Data = Data()

@@ -5,7 +5,7 @@ Each is drawn for the width it is shown at, so that its letters keep their size 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,9 +117,10 @@ def charts_of(run: RunFiles) -> list[Chart]:
         charts.append(
             Chart(
                 "memory",
-                "Memory",
-                "What the training process held" + (", pre-training and then tuning." if pretrain and tune else "."),
-                lambda figure: draw_machine(_whole(figure), trainings, "memory_bytes", "memory, GB", 1e9),
+                "Peak memory so far",
+                "The most that the training process had held up to each step"
+                + (", pre-training and then tuning." if pretrain and tune else "."),
+                lambda figure: draw_machine(_whole(figure), trainings, "memory_bytes", "peak memory, GB", 1e9),
             )
         )
     if results and (sources := scored_sources(results)):
@@ -128,8 +129,7 @@ def charts_of(run: RunFiles) -> list[Chart]:
             Chart(
                 "bits-per-byte",
                 "Bits per byte on held-out text",
-                "After each stage, on text that no stage was trained on; lower is better. "
-                + ("The dashed line is a Kneser-Ney bigram's." if results.kneser_ney_bits_per_byte else ""),
+                " ".join(filter(None, _about_bits_per_byte(results, run.last_stage))),
                 lambda figure: draw_bits_per_byte(figure, results),
                 full_width=True,
                 height=30 + 250 * -(-panels // 3),
@@ -216,6 +216,14 @@ def draw_bits_per_byte(figure: Figure, results: Results) -> None:
 def scored_sources(results: Results) -> list[str]:
     """The sources that any model was scored on, in the order of the results."""
     return list(dict.fromkeys(source for scores in results.bits_per_byte.values() for source in scores))
+
+
+def _about_bits_per_byte(results: Results, last_stage: str) -> Iterator[str]:
+    yield "After each stage, on text that no stage was trained on; lower is better."
+    if "base" in results.bits_per_byte:
+        yield f"\u201cbase\u201d is the model after the last stage{f', {last_stage}' if last_stage else ''}."
+    if results.kneser_ney_bits_per_byte:
+        yield "The dashed line is a Kneser-Ney bigram's."
 
 
 def _has(metrics: Metrics, column: str) -> bool:

@@ -23,7 +23,7 @@ from fox.artifacts import folder_made_whole
 from fox.errors import UserError
 from fox.report import quantities
 from fox.report.run_files import RunFiles, read_run
-from fox.report.tables import data_table, machine, scores_table, stages_table, steps_table
+from fox.report.tables import data_table, hashes, machine, scores_table, stages_table, steps_table
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def page(run: RunFiles, top: Sequence[Headline], images: Sequence[ChartImage]) -
         + [image for image in training if not image.name.startswith("loss")],
         tuning_charts=[image for image in images if image.name.startswith("tuning")],
         score_charts=[image for image in images if image.name.startswith("bits")],
-        scores=scores_table(run.results) if run.results else None,
+        scores=scores_table(run.results, run.last_stage) if run.results else None,
         samples=run.results.samples if run.results else [],
         data=data_table(run),
         stages=stages_table(run),
@@ -101,12 +101,7 @@ def page(run: RunFiles, top: Sequence[Headline], images: Sequence[ChartImage]) -
         recipe_rows=[(key, _spelt(value), origin) for key, value, origin in run.recipe.rows],
         machine=machine(run),
         command=reproduce_command(run),
-        hashes=[
-            (step, "read" if side is manifest.inputs else "made", name, digest)
-            for step, manifest in run.manifests.items()
-            for side in (manifest.inputs, manifest.outputs)
-            for name, digest in side.items()
-        ],
+        hashes=hashes(run),
         icon="data:image/svg+xml;base64," + base64.b64encode(_ICON.encode()).decode(),
     )
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.text import Annotation
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
-from matplotlib.transforms import blended_transform_factory, offset_copy
+from matplotlib.transforms import BboxBase, blended_transform_factory, offset_copy
 
 from fox.report.quantities import decimal
 from fox.report.run_files import Band, Column, Metrics, Results
@@ -153,22 +154,13 @@ def draw_bits_of(axes: Axes, results: Results, source: str, limits: tuple[float,
     axes.set_xlim(-0.5, len(scores) - 0.5 if scores else 0.5)
     if bigram is not None:
         axes.axhline(bigram, color=BASELINE, linestyle=(0, (4, 3)), linewidth=1.2)
-        axes.annotate(
-            f"bigram {decimal(bigram)}",
-            (0, bigram),
-            (4, -3),
-            axes.get_yaxis_transform(),
-            "offset points",
-            color=MUTED,
-            ha="left",
-            va="top",
-        )
     axes.plot(places, values, color=MODEL, marker="o", markersize=5.5, markeredgewidth=0)
+    taken = []
     for i, value in enumerate(values):
         below = value <= values[i - 1] if i else len(values) > 1 and values[1] > value
         if bigram is not None and abs(bigram - value) < 0.16 * (limits[1] - limits[0]):
             below = bool(value <= bigram)  # away from the dashed line
-        axes.annotate(
+        told = axes.annotate(
             decimal(value),
             (i, value),
             (0, -7 if below else 7),
@@ -178,6 +170,9 @@ def draw_bits_of(axes: Axes, results: Results, source: str, limits: tuple[float,
             va="top" if below else "bottom",
             bbox={"facecolor": SURFACE, "linewidth": 0, "pad": 0.6},
         )
+        taken.append(told)
+    if bigram is not None and np.isfinite(bigram):
+        _name_bigram(axes, bigram, values, [told.get_window_extent() for told in taken])
     crowded = narrow and len(scores) > 3
     axes.set_xticks(places, [clip(stage, 12) for stage in scores])
     axes.tick_params(axis="x", labelcolor=INK, length=0, labelsize="small" if crowded else "medium")
@@ -186,6 +181,33 @@ def draw_bits_of(axes: Axes, results: Results, source: str, limits: tuple[float,
             label.set(rotation=25, ha="right", rotation_mode="anchor")
     axes.yaxis.set_major_locator(MaxNLocator(4))
     _name_y(axes, "bits per byte", [])
+
+
+def _name_bigram(axes: Axes, bigram: float, values: Column, taken: Sequence[BboxBase]) -> None:
+    """The dashed line's name, at that end and on that side of it where it covers least of the curve and its numbers."""
+    along = np.linspace(0, max(0, len(values) - 1), 200)
+    curve = axes.transData.transform(np.column_stack([along, np.interp(along, np.arange(len(values)), values)]))
+    covered: list[tuple[float, Annotation]] = []
+    for at_left in (True, False):
+        for below in (True, False):
+            name = axes.annotate(
+                f"bigram {decimal(bigram)}",
+                (0 if at_left else 1, bigram),
+                (4 if at_left else 0, -3 if below else 3),
+                axes.get_yaxis_transform(),
+                "offset points",
+                color=MUTED,
+                ha="left" if at_left else "right",
+                va="top" if below else "bottom",
+            )
+            box = name.get_window_extent()
+            numbers = sum(box.overlaps(other) for other in taken)
+            outside = not axes.bbox.y0 <= box.y0 <= box.y1 <= axes.bbox.y1
+            covered.append((1000.0 * (numbers + outside) + box.count_contains(curve), name))
+    best = min(covered, key=lambda found: found[0])[1]
+    for _, name in covered:
+        if name is not best:
+            name.remove()
 
 
 def mixture_shares(metrics: Metrics, x: Column) -> tuple[Column, dict[str, Column]]:

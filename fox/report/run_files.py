@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from fox.errors import UserError
 
@@ -68,15 +68,20 @@ class Facts(Lenient):
     threads: int | None = None
     torch: str | None = None
     cpu: str | None = None
+    instruction_set: str | None = Field(default=None, validation_alias="instruction set")
     final_loss: float | None = None
     peak_memory_bytes: float | None = None
     seconds_training: float | None = None
 
 
 class Manifest(Lenient):
-    """`manifests/STEP.json`: what a finished step read and made, by hash, and in how long."""
+    """`manifests/STEP.json`: what a finished step read and made, and in how long.
 
-    inputs: dict[str, str] = {}
+    `inputs` nests, as the steps write it: tables of the recipe, and tables of names with their SHA-256 (`files` by
+    source, and what earlier steps made, by path). `outputs` are paths with their SHA-256.
+    """
+
+    inputs: dict[str, JsonValue] = {}
     outputs: dict[str, str] = {}
     seconds: float | None = None
     started: str | None = None
@@ -179,6 +184,14 @@ class RunFiles:
     results: Results | None = None
     notes: list[str] = field(default_factory=list)
     """What is missing, cut short or unreadable, in sentences."""
+
+    @property
+    def last_stage(self) -> str:
+        """The stage of pre-training that the base model comes from, or nothing where that isn't known."""
+        stages = self.recipe.recipe.get("stage")
+        if isinstance(stages, dict) and stages:
+            return str(list(stages)[-1])
+        return self.pretrain.bands[-1].name if self.pretrain else ""
 
     @property
     def name(self) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+
+from pydantic import JsonValue
 
 from fox.report import quantities
 from fox.report.run_files import STEPS, Metrics, Results, RunFiles
@@ -19,11 +22,20 @@ class Table:
     text_columns: int = 1
 
 
-def scores_table(results: Results) -> Table | None:
-    """Bits per byte by model and source, with the bigram and the size of the held-out text."""
+def scores_table(results: Results, last_stage: str) -> Table | None:
+    """Bits per byte by model and source, with the bigram and the size of the held-out text.
+
+    The base model is what the last stage left, so that stage has no row of its own.
+    """
+    base = f"base model, after stage {last_stage}" if last_stage else "base model"
+
+    def named(model: str) -> str:
+        return {"base": base, "tuned": "tuned model"}.get(model, f"after stage {model}")
+
+    replies = results.assistant_bits_per_byte
     tables = [
-        *results.bits_per_byte.items(),
-        *((f"{model}, assistant's words", scores) for model, scores in results.assistant_bits_per_byte.items()),
+        *((named(model), scores) for model, scores in results.bits_per_byte.items()),
+        *((f"{named(model)}: replies alone", scores) for model, scores in replies.items() if scores),
         *([("Kneser-Ney bigram", results.kneser_ney_bits_per_byte)] if results.kneser_ney_bits_per_byte else []),
     ]
     sources = list(dict.fromkeys(source for _, scores in tables for source in scores))
@@ -133,11 +145,32 @@ def machine(run: RunFiles) -> list[tuple[str, str]]:
     peak = max((fact.peak_memory_bytes for fact in facts.values() if fact.peak_memory_bytes), default=None)
     told = [
         ("processor", values("cpu")),
+        ("instruction set", values("instruction_set")),
         ("threads", values("threads")),
         ("precision of products", values("precision")),
-        ("memory, at most", quantities.size(peak) if peak else ""),
+        ("peak memory", quantities.size(peak) if peak else ""),
         ("torch", values("torch")),
         ("fox", ", ".join(dict.fromkeys(m.fox for m in run.manifests.values() if m.fox))),
         ("seed", str(run.recipe.recipe.get("seed", ""))),
     ]
     return [(name, value) for name, value in told if value]
+
+
+def hashes(run: RunFiles) -> list[tuple[str, str, str, str]]:
+    """Step, `read` or `made`, name and SHA-256. What a step read as an earlier one made it has no row of its own."""
+    rows: list[tuple[str, str, str, str]] = []
+    made: set[tuple[str, str]] = set()
+    for step, manifest in run.manifests.items():
+        rows += [(step, "read", *found) for found in _hashes_within(manifest.inputs) if found not in made]
+        rows += [(step, "made", *found) for found in manifest.outputs.items()]
+        made |= manifest.outputs.items()
+    return rows
+
+
+def _hashes_within(inputs: dict[str, JsonValue]) -> Iterator[tuple[str, str]]:
+    """The names and hashes in a step's inputs, however deep. The rest are the recipe's values, which it shows itself."""
+    for name, value in inputs.items():
+        if isinstance(value, dict):
+            yield from _hashes_within(value)
+        elif isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+            yield name, value

@@ -37,9 +37,11 @@ def chat_with(folder: Path, prompt: str | None, system: str | None, sampling: Sa
 def _answer(conversation: Conversation, line: str, sampling: Sampling, max_tokens: int) -> None:
     try:
         for piece in conversation.reply(line, sampling, max_tokens):
-            sys.stdout.write(piece)
+            sys.stdout.write(_printable(piece) if sys.stdout.isatty() else piece)
             sys.stdout.flush()
     except KeyboardInterrupt:
+        if not sys.stdin.isatty():
+            raise
         _aside(" (stopped)")
     else:
         if not conversation.ended:
@@ -65,6 +67,11 @@ def _lines(person: bool) -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
+
+
+def _printable(text: str) -> str:
+    """What may reach a terminal: a model can write the sequences that move its cursor or change its title, too."""
+    return "".join(sign if sign.isprintable() or sign in "\n\t" else "\N{REPLACEMENT CHARACTER}" for sign in text)
 
 
 def _aside(text: str) -> None:

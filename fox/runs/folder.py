@@ -6,17 +6,17 @@ source has changed since, that is said, and nothing is thrown away unasked.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
-import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fox
-from fox.artifacts import sha256_of, write_json
+from fox.artifacts import remove_at_once, sha256_of, stamp_of, write_atomically, write_json
 from fox.errors import Failure, UserError
 from fox.recipe import LoadedRecipe, Recipe
 
@@ -28,7 +28,10 @@ STEPS: dict[str, tuple[str, ...]] = {
     "eval": ("eval",),
     "report": ("report",),
 }
-"""The steps in their order, and the folders that each fills. The first of them is what later steps read."""
+"""The steps in their order, and the folders that each fills, the one to name first."""
+
+_OWN_CARE = "checkpoints"  # removed as newer ones come; each carries its own hashes
+_FIELDS = {"inputs": dict, "outputs": dict, "stamps": dict, "facts": dict, "seconds": (int, float)}
 
 
 @dataclass
@@ -37,8 +40,6 @@ class Run:
 
     folder: Path
     loaded: LoadedRecipe
-    _unchanged: set[str] = field(default_factory=set)
-    """Steps whose files were found to be as they were made; each is looked at once."""
 
     @property
     def recipe(self) -> Recipe:
@@ -48,10 +49,14 @@ class Run:
         """What a step said when it was done, or None where it is not done."""
         path = self._manifest_path(step)
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            manifest = {"stamps": {}, **json.loads(path.read_text(encoding="utf-8"))}
+            wrong = [key for key, kind in _FIELDS.items() if not isinstance(manifest.get(key), kind)]
+            if wrong:
+                raise ValueError(f"{wrong[0]} is not as Fox writes it")
+            return manifest
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise Failure(f"{path}: can't be read ({error}). Remove it to do this step again.") from error
 
     def needs(self, step: str) -> dict[str, Any]:
@@ -69,10 +74,20 @@ class Run:
 
     def is_done(self, step: str, inputs: dict[str, Any]) -> bool:
         """Whether `step` was done with these inputs. Raises where it was done with others, or where what it made has changed."""
+        self.check_inputs(step, inputs, all_of_them=True)
         manifest = self.manifest(step)
         if manifest is None:
             return False
-        old, new = flat(manifest["inputs"]), flat(inputs)
+        self._check_outputs(step, manifest)
+        return True
+
+    def check_inputs(self, step: str, inputs: dict[str, Any], all_of_them: bool = False) -> None:
+        """Raise UserError where `step` is done, and was done with others than these, which may be some of them only."""
+        manifest = self.manifest(step)
+        if manifest is None:
+            return
+        then = manifest["inputs"]
+        old, new = flat(then if all_of_them else {key: then[key] for key in inputs if key in then}), flat(inputs)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 was = "was not there" if key not in old else f"was {old[key]!r}"
@@ -80,59 +95,71 @@ class Run:
                     key,
                     new.get(key, "not there"),
                     problem=f"{was} when `{step}` was done in {self.folder}",
-                    mend=f"Go back to that, keep both with --out, or do `{step}` and what follows again with --redo {step}.",
+                    mend=f"Go back to that, keep both with --out, or do `{step}` and what follows again: `fox run` with --redo {step}.",
                 )
-        self._check_outputs(step, manifest)
-        return True
 
-    def finish(self, step: str, inputs: dict[str, Any], facts: dict[str, Any], started: float) -> None:
-        """Write the manifest of a step, as its last act."""
-        made = STEPS[step][0]
-        outputs = {
-            str(path.relative_to(self.folder)): sha256_of(path)
-            for path in sorted((self.folder / made).rglob("*"))
-            if path.is_file()
-        }
+    def finish(self, step: str, inputs: dict[str, Any], facts: dict[str, Any], started: float) -> dict[str, Any]:
+        """Write the manifest of a step, as its last act.
+
+        Its `seconds` are those of this process. A training may have had several: of it, they are those of its steps, in all.
+        """
+        files = self._made_by(step)
         began = datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds")
-        write_json(
-            self._manifest_path(step),
-            {
-                "step": step,
-                "fox": fox.__version__,
-                "started": began.replace("+00:00", "Z"),
-                "seconds": round(time.time() - started, 1),
-                "inputs": inputs,
-                "outputs": outputs,
-                "facts": facts,
-            },
-        )
+        manifest = {
+            "step": step,
+            "fox": fox.__version__,
+            "started": began.replace("+00:00", "Z"),
+            "seconds": facts.get("seconds_training", round(time.time() - started, 1)),
+            "inputs": inputs,
+            "stamps": {name: stamp_of(path) for name, path in files.items()},
+            "outputs": {name: sha256_of(path) for name, path in files.items()},
+            "facts": facts,
+        }
+        write_json(self._manifest_path(step), manifest)
+        return manifest
 
     def undo(self, first: str) -> list[str]:
         """Remove what `first` and all later steps made; their names."""
         undone = list(STEPS)[list(STEPS).index(first) :]
-        self._unchanged.difference_update(undone)
-        for step in undone:
-            self._manifest_path(step).unlink(missing_ok=True)
-            for name in STEPS[step]:
-                shutil.rmtree(self.folder / name, ignore_errors=True)
+        folders = [self.folder / name for step in reversed(undone) for name in STEPS[step]]
+        remove_at_once([*(self._manifest_path(step) for step in reversed(undone)), *folders])
         return undone
 
-    def write_recipe(self) -> None:
-        """Keep the resolved recipe with the run."""
+    @contextlib.contextmanager
+    def recipe_kept(self) -> Iterator[None]:
+        """Keep the resolved recipe with the run; or the one before it, where the block finds that this one can't be used."""
+        path = self.folder / "recipe.json"
+        before = path.read_bytes() if path.is_file() else None
         rows = [[key, value, origin] for key, value, origin in self.loaded.rows()]
-        write_json(self.folder / "recipe.json", {"recipe": self.recipe.model_dump(), "rows": rows})
+        write_json(path, {"recipe": self.recipe.model_dump(), "rows": rows})
+        try:
+            yield
+        except UserError:
+            if before is not None:
+                write_atomically(path, before)
+            raise
+
+    def _made_by(self, step: str) -> dict[str, Path]:
+        files = sorted(path for name in STEPS[step] for path in (self.folder / name).rglob("*") if path.is_file())
+        named = {str(path.relative_to(self.folder)): path for path in files}
+        return {name: path for name, path in named.items() if name.split("/")[1] != _OWN_CARE}
 
     def _check_outputs(self, step: str, manifest: dict[str, Any]) -> None:
-        if step in self._unchanged:
+        """Raise Failure where a file is not as it was made. One that has its size and time still is not hashed again."""
+        if step == "report":  # `fox report` draws it anew whenever it likes, and nothing reads it
             return
+        stamps = {}
         for name, digest in manifest["outputs"].items():
             path = self.folder / name
-            if not path.is_file() or sha256_of(path) != digest:
+            stamps[name] = stamp_of(path) if path.is_file() else None
+            same = stamps[name] == manifest["stamps"].get(name) or sha256_of(path) == digest
+            if not stamps[name] or not same:
                 state = "has changed since" if path.is_file() else "is gone since"
                 raise Failure(
                     f"{path}: {state} `{step}` made it. Put it back, or make it again with `fox run` and --redo {step}."
                 )
-        self._unchanged.add(step)
+        if stamps != manifest["stamps"]:
+            write_json(self._manifest_path(step), {**manifest, "stamps": stamps})
 
     def _manifest_path(self, step: str) -> Path:
         return self.folder / "manifests" / f"{step}.json"

@@ -29,9 +29,12 @@ def do_steps(loaded: LoadedRecipe, folder: Path, wanted: Sequence[str], redo: st
             problem=f"is not what this command does ({', '.join(wanted)})",
             mend=f"`fox run` with --redo {redo} does it again, and all that follows.",
         )
-    _check_folder(folder)
+    with disk_failures(folder):
+        _check_folder(folder)
     run = Run(folder, loaded)
     with locked(folder), disk_failures(folder):
+        for step in _before(redo):
+            run.check_inputs(step, steps.recipe_inputs(run.recipe, step))
         if redo:
             console.print(f"removed what {', '.join(run.undo(redo))} had made in {folder}")
         for step in wanted:
@@ -41,8 +44,18 @@ def do_steps(loaded: LoadedRecipe, folder: Path, wanted: Sequence[str], redo: st
     return run
 
 
+def _before(redo: str | None) -> list[str]:
+    """The steps of which nothing is removed."""
+    names = list(STEPS)
+    return names[: names.index(redo)] if redo else names
+
+
 def _check_folder(folder: Path) -> None:
     """Raise UserError where `folder` is somebody's own: a step replaces folders named data, model and so on."""
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        raise UserError("--out", str(folder), problem="is not UTF-8", mend="Name another folder.") from None
     if folder.exists() and not folder.is_dir():
         raise UserError("--out", str(folder), problem="is a file", mend="Name a new folder.")
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "lock").is_file():
@@ -60,11 +73,11 @@ def _do(run: Run, step: str, console: Console) -> None:
     if run.is_done(step, inputs):
         console.print(f"[green]✓[/green] {step:<10} done before ({run.needs(step)['seconds']:.0f} s)")
         return
-    run.write_recipe()
     started = time.time()
-    facts = make(inputs)
-    run.finish(step, inputs, facts, started)
-    console.print(f"[green]✓[/green] {step:<10} {time.time() - started:.0f} s -> {run.folder / STEPS[step][0]}")
+    with run.recipe_kept():
+        facts = make(inputs)
+    seconds = run.finish(step, inputs, facts, started)["seconds"]
+    console.print(f"[green]✓[/green] {step:<10} {seconds:.0f} s -> {run.folder / STEPS[step][0]}")
 
 
 def _parts(run: Run, step: str, console: Console) -> _Step:

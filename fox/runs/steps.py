@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 import fox
-from fox.artifacts import folder_made_whole, write_json
+from fox.artifacts import folder_made_whole, sha256_of, write_json
 from fox.data.corpus import shard_path, training_texts, write_shards
-from fox.data.inventory import Inventory, fingerprints, source_bytes, take_inventory
+from fox.data.inventory import Inventory, fingerprints, read_inventory, take_inventory
 from fox.errors import UserError
 from fox.formats.token_shards import Shard
 from fox.progress import meter
 from fox.recipe import Recipe
 from fox.runs.folder import Run, flat, sections
 from fox.tokenizer import Tokenizer
+from fox.tokenizer.chat import check_template
 
 Facts = dict[str, Any]
 Inputs = dict[str, Any]
+
+_TABLES = {
+    "tokenizer": ("source", "data", "tokenizer"),
+    "data": ("source", "data"),
+    "pretrain": ("seed", "model", "optimizer", "schedule", "stage"),
+    "tune": ("seed", "tune"),
+    "eval": ("seed", "eval"),
+    "report": (),
+}
+
+
+def recipe_inputs(recipe: Recipe, step: str) -> Inputs:
+    """What a step takes from the recipe: the part of its inputs that is known before any file is read."""
+    values = sections(recipe, _TABLES[step])
+    if step in ("pretrain", "tune"):
+        values["train"] = _how_to_train(recipe)
+    if step == "pretrain":
+        values["eval"] = {"heldout_tokens": recipe.eval.heldout_tokens}
+    return values
 
 
 def source_inventory(run: Run) -> Inventory:
     """The files of all sources with their hashes, kept in the run so that an unchanged file is hashed once."""
     path = run.folder / "inventory.json"
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
+    known = read_inventory(path)
     with meter("hash the sources", None, "bytes") as shown:
         inventory = take_inventory(run.recipe, known, shown)
     if inventory != known:
@@ -38,7 +54,22 @@ def source_inventory(run: Run) -> Inventory:
 
 
 def tokenizer_inputs(run: Run, inventory: Inventory) -> Inputs:
-    return {**sections(run.recipe, ["source", "data", "tokenizer"]), "files": fingerprints(inventory)}
+    inputs = {**recipe_inputs(run.recipe, "tokenizer"), "files": fingerprints(inventory)}
+    if run.recipe.tokenizer.path is not None:
+        inputs["tokenizer_files"] = _given_tokenizer(run.recipe.tokenizer.path)[1]
+    return inputs
+
+
+def _given_tokenizer(path: str) -> tuple[Path, dict[str, str]]:
+    """The folder of a tokenizer that the recipe names, and the hash of each of its files that Fox reads."""
+    try:
+        folder = Path(path).expanduser()
+        files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")]
+        return folder, {file.name: sha256_of(file) for file in files if file.is_file()}
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: ~ of an unknown user
+        raise UserError(
+            "tokenizer.path", path, problem=f"can't be read: {error}", mend="Name a folder with a tokenizer.json."
+        ) from None
 
 
 def make_tokenizer(run: Run, inventory: Inventory, console: Console) -> Facts:
@@ -47,12 +78,14 @@ def make_tokenizer(run: Run, inventory: Inventory, console: Console) -> Facts:
 
     recipe, wanted = run.recipe, run.recipe.tokenizer
     if wanted.path is not None:
-        tokenizer = Tokenizer.load(Path(wanted.path).expanduser())
+        tokenizer = Tokenizer.load(_given_tokenizer(wanted.path)[0])
         check_vocabulary(tokenizer, wanted.vocab_size)
+        if any(source.kind == "chat" for source in recipe.source.values()):
+            check_template(tokenizer)
     else:
         with meter("tokenizer", None, "bytes", console=console) as shown:
-            texts = training_texts(recipe, source_bytes(inventory), shown)
-            tokenizer = train_tokenizer(texts, wanted.vocab_size, recipe.model.max_position_embeddings)
+            texts = training_texts(recipe, shown)
+            tokenizer = train_tokenizer(iter(texts), wanted.vocab_size, recipe.model.max_position_embeddings)
     with folder_made_whole(run.folder / "tokenizer") as partial:
         tokenizer.save(partial)
     return {"vocab_size": tokenizer.vocab_size, "special_tokens": tokenizer.special_ids}
@@ -67,6 +100,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
             problem=f"does not fit the tokenizer at tokenizer.path, which has {tokenizer.vocab_size} entries",
             mend=f"-o tokenizer.vocab_size={tokenizer.vocab_size}, or name another tokenizer.",
         )
+    tokenizer.encode(b"\xff")  # raises where it has no tokens for bytes, and so can't write every text
     if tokenizer.eos_id is None:
         raise UserError(
             "tokenizer.path",
@@ -77,7 +111,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 
 def data_inputs(run: Run, inventory: Inventory) -> Inputs:
     return {
-        **sections(run.recipe, ["source", "data"]),
+        **recipe_inputs(run.recipe, "data"),
         "files": fingerprints(inventory),
         "tokenizer": run.needs("tokenizer")["outputs"],
     }
@@ -98,9 +132,7 @@ def open_shards(run: Run, split: str, vocab_size: int) -> dict[str, Shard]:
 
 def pretrain_inputs(run: Run) -> Inputs:
     return {
-        **sections(run.recipe, ["seed", "model", "optimizer", "schedule", "stage"]),
-        "train": _how_to_train(run.recipe),
-        "eval": {"heldout_tokens": run.recipe.eval.heldout_tokens},
+        **recipe_inputs(run.recipe, "pretrain"),
         "tokenizer": run.needs("tokenizer")["outputs"],
         "data": run.needs("data")["outputs"],
     }
@@ -131,9 +163,8 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
 
 def tune_inputs(run: Run) -> Inputs:
     return {
-        **sections(run.recipe, ["seed", "tune"]),
-        "train": _how_to_train(run.recipe),
-        "model": run.needs("pretrain")["outputs"],
+        **recipe_inputs(run.recipe, "tune"),
+        "model": _below("model", run.needs("pretrain")["outputs"]),
         "data": run.needs("data")["outputs"],
     }
 
@@ -156,13 +187,14 @@ def make_tune(run: Run, inputs: Inputs, console: Console) -> Facts:
 
 
 def eval_inputs(run: Run) -> Inputs:
+    base = run.needs("pretrain")["outputs"]
     inputs = {
-        **sections(run.recipe, ["seed", "eval"]),
-        "model": run.needs("pretrain")["outputs"],
+        **recipe_inputs(run.recipe, "eval"),
+        "model": _below("model", base) | _below("pretrain/heldout", base),
         "data": run.needs("data")["outputs"],
     }
     if run.recipe.tune:
-        inputs["tuned"] = run.needs("tune")["outputs"]
+        inputs["tuned"] = _below("tuned", run.needs("tune")["outputs"])
     return inputs
 
 
@@ -190,6 +222,11 @@ def make_report(run: Run, console: Console) -> Facts:
     from fox.report.page import write_report
 
     return {"page": str(write_report(run.folder).relative_to(run.folder))}
+
+
+def _below(folder: str, outputs: dict[str, str]) -> dict[str, str]:
+    """Of the files that a step made, those in one folder: a later step's inputs are what it reads, and no more."""
+    return {name: digest for name, digest in outputs.items() if name.startswith(f"{folder}/")}
 
 
 def _how_to_train(recipe: Recipe) -> dict[str, Any]:

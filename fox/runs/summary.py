@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -23,7 +25,9 @@ def print_summary(run: Run) -> None:
         console.print(f"\n[bold]you[/bold]  {escape(sample['prompt'])}", soft_wrap=True)
         console.print(f"[bold cyan]fox[/bold cyan]  {escape(sample['tuned'])}", soft_wrap=True)
     best = "tuned" if run.recipe.tune else "model"
-    console.print(f"\nreport  {run.folder}/report/index.html\nchat    fox chat {run.folder}/{best}", soft_wrap=True)
+    console.print(
+        f"\nreport  {run.folder}/report/index.html\nchat    {_program()} chat {run.folder}/{best}", soft_wrap=True
+    )
 
 
 def print_sources(run: Run) -> None:
@@ -77,6 +81,11 @@ def print_scores(run: Run) -> None:
             f"{known:.1%} of their {replies['words']} words occur in the training text",
             soft_wrap=True,
         )
+
+
+def _program() -> str:
+    """What was typed to get here: `fox`, or `.venv/bin/fox` where it is not on the path."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "fox" else "fox"
 
 
 def _results(run: Run) -> dict[str, Any]:

@@ -62,6 +62,17 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generatio
     return encode_chats(tokenizer, [messages], add_generation_prompt)[0]
 
 
+def check_template(tokenizer: Tokenizer) -> None:
+    """Raise UserError where the tokenizer's template can't tell what the assistant says, which tuning learns from."""
+    probe = encode_chat(tokenizer, [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}])
+    if not probe.is_learnt.any():
+        raise UserError(
+            "tokenizer.chat_template",
+            problem="marks nothing as the assistant's, so there would be nothing to learn from",
+            mend="Put {% generation %} and {% endgeneration %} around what the assistant says.",
+        )
+
+
 @dataclass(frozen=True)
 class _Segment:
     text: str

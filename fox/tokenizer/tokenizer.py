@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from fox.artifacts import write_atomically, write_json
 from fox.errors import UserError
 
 _NO_UTF8 = re.compile("([\udc80-\udcff])")
+_FALLBACK = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
@@ -32,6 +34,7 @@ class Tokenizer:
         self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.token_names = {key: name for key in config if key.endswith("_token") and (name := _name(config[key]))}
         self.bos_id, self.eos_id, self.pad_id = (self._named(f"{name}_token") for name in ("bos", "eos", "pad"))
+        self._is_byte_level = all(backend.token_to_id(letter) is not None for letter in _BYTE_OF_LETTER)
         self.special_ids: dict[str, int] = {
             token.content: token_id
             for token_id, token in backend.get_added_tokens_decoder().items()
@@ -77,9 +80,7 @@ class Tokenizer:
         ids: list[int] = []
         for piece in _NO_UTF8.split(text.decode("utf-8", "surrogateescape")):
             if _NO_UTF8.match(piece):
-                token_id = self.backend.token_to_id(_LETTER_OF_BYTE[ord(piece) - 0xDC00])
-                assert token_id is not None, "a byte-level vocabulary has all 256 bytes"
-                ids.append(token_id)
+                ids.append(self._byte_ids[ord(piece) - 0xDC00])
             elif piece:
                 ids += self.encode(piece)
         return ids
@@ -98,14 +99,32 @@ class Tokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The exact bytes of token ids, special tokens left out. For byte-level vocabularies."""
+        """The exact bytes of token ids, special tokens left out."""
         special = set(self.special_ids.values())
-        letters = (self.backend.id_to_token(token_id) for token_id in ids if token_id not in special)
-        return bytes(_BYTE_OF_LETTER[letter] for token in letters for letter in (token or ""))
+        tokens = (self.backend.id_to_token(token_id) or "" for token_id in ids if token_id not in special)
+        if self._is_byte_level:
+            return bytes(_BYTE_OF_LETTER[letter] for token in tokens for letter in token)
+        return b"".join(
+            bytes([int(token[3:5], 16)]) if _FALLBACK.fullmatch(token) else token.replace("▁", " ").encode()
+            for token in tokens
+        )
 
     def stream(self) -> _Stream:
         """A decoder that takes one id at a time and gives text once it is whole characters."""
         return _Stream(self.backend)
+
+    @cached_property
+    def _byte_ids(self) -> list[int]:
+        """The token of each single byte. Raises UserError where one has none, since some text could not be written then."""
+        names = [_LETTER_OF_BYTE[byte] if self._is_byte_level else f"<0x{byte:02X}>" for byte in range(256)]
+        ids = [self.backend.token_to_id(name) for name in names]
+        if None in ids:
+            raise UserError(
+                "tokenizer",
+                problem="is neither byte-level nor does it fall back to bytes, so there is text that it can't write",
+                mend="Use one that is, as Llama's, Gemma's and Fox's own are.",
+            )
+        return [token_id for token_id in ids if token_id is not None]
 
     def _named(self, key: str) -> int | None:
         return self.backend.token_to_id(self.token_names[key]) if key in self.token_names else None

@@ -21,7 +21,11 @@ from fox.formats.huggingface import read_safetensors, write_safetensors
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _STATE = "state.json"
-_HOW_BACK = {"threads": "Set OMP_NUM_THREADS to that number", "torch": "Install that torch"}
+_HOW_BACK = {
+    "fox": "Install that fox",
+    "torch": "Install that torch",
+    "threads": "Set OMP_NUM_THREADS to that number",
+}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -40,7 +44,7 @@ class Identity:
                     self.facts.get(key),
                     place=str(place),
                     problem=f"was {saved.get(key)!r} when this run began, and going on with another would change its losses",
-                    mend=f"{_HOW_BACK.get(key, 'Go back to that value')}, or start another run with --out.",
+                    mend=f"{_HOW_BACK.get(key, 'Go back to that value')}, or start again with --redo or another --out.",
                 )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 
 from fox.errors import UserError
 from fox.recipe.schema import Recipe, Stage, Tune
@@ -164,8 +165,7 @@ def _shares(recipe: Recipe, stage: Stage, train_tokens: Mapping[str, int]) -> tu
 @lru_cache(maxsize=64)
 def _interleaved(quota: Sequence[tuple[str, int]], key: int) -> tuple[str, ...]:
     """A period's rows: each source's are evenly spaced, from a random offset of its own."""
-    random = np.random.default_rng(key)
-    offsets = random.random(len(quota))
+    offsets = random_numbers(key, len(quota)) / 2.0**64
     places = np.concatenate(
         [(np.arange(rows) + offset) / max(1, rows) for (_, rows), offset in zip(quota, offsets, strict=True)]
     )
@@ -181,6 +181,15 @@ def key_of(seed: int, *names: str) -> int:
             key = _mixed(key ^ byte)
         key = _mixed(key ^ 0x100)
     return key
+
+
+def random_numbers(key: int, count: int) -> npt.NDArray[np.uint64]:
+    """`count` numbers below 2^64 that depend on `key` alone, not on a library's version: SplitMix64's sequence."""
+    with np.errstate(over="ignore"):
+        value = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+        value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    return value ^ value >> np.uint64(31)
 
 
 def _mixed(value: int) -> int:

@@ -27,7 +27,7 @@ from fox.recipe.schema import Optimizer, Schedule, Train
 from fox.train.batches import Batch, Stream, make_batch
 from fox.train.checkpoint import Identity, load_checkpoint, save_checkpoint
 from fox.train.curriculum import StageOrder
-from fox.train.machine import peak_memory_bytes, resolve_precision
+from fox.train.machine import device, peak_memory_bytes, resolve_precision
 from fox.train.optimizer import make_optimizer
 from fox.train.schedule import learning_rate_fraction
 
@@ -77,6 +77,7 @@ class _Step:
 def train(model: Transformer, job: Job, meter: Meter, after_stage: AfterStage) -> Outcome:
     """Train `model` in place through all stages, from the newest checkpoint on where there is one."""
     steps = _all_steps(job.orders)
+    model.to(device())
     total_tokens = steps[-1].tokens_seen
     optimizer = make_optimizer(model, job.optimizer)
     checkpoints = job.folder / "checkpoints"
@@ -155,7 +156,8 @@ def train_step(
     if not torch.isfinite(norm):
         raise Failure(
             f"step {step + 1} of stage {order.name}: the gradient is no longer finite (loss {loss}). "
-            "Lower optimizer.peak_learning_rate, or lengthen schedule.warmup_tokens, and start another run with --out."
+            "Lower optimizer.peak_learning_rate, or lengthen schedule.warmup_tokens, and start another run with --out, "
+            "or train again with --redo pretrain (of tuning: --redo tune)."
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -222,7 +224,8 @@ class _Metrics:
         rows = path.read_bytes().splitlines(keepends=True)[:steps_done] if path.exists() else []
         if len(rows) < steps_done:
             raise Failure(
-                f"{path}: has {len(rows)} rows, and the checkpoint is of step {steps_done}. Start another run with --out."
+                f"{path}: has {len(rows)} rows, and the checkpoint is of step {steps_done}. Put the rows back, "
+                "start another run with --out, or train again with --redo pretrain (of tuning: --redo tune)."
             )
         write_atomically(path, b"".join(rows))
         self._path = path

@@ -9,12 +9,19 @@ from pathlib import Path
 
 import torch
 
+import fox
 from fox.errors import UserError
+
+
+def device() -> torch.device:
+    """Where models are trained: the first GPU where there is one (not run on one here), else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def resolve_precision(wanted: str) -> str:
     """`auto` as bf16 where the processor multiplies in it, else float32. Raises UserError where bf16 is asked for in vain."""
-    able = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    on_cuda = device().type == "cuda"
+    able = torch.cuda.is_bf16_supported() if on_cuda else torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if wanted == "bf16" and not able:
         raise UserError(
             "train.precision",
@@ -27,10 +34,14 @@ def resolve_precision(wanted: str) -> str:
 
 def losses_depend_on() -> dict[str, object]:
     """What must stay the same for the same losses, besides recipe and data."""
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if able.get(name)]
     return {
+        "fox": fox.__version__,
         "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device().type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "instruction set": " ".join([torch.backends.cpu.get_cpu_capability(), *bf16]),
     }
 
 

@@ -20,7 +20,9 @@ REFERENCE = ROOT / "docs" / "command-reference.md"
 
 def shown_commands(first_word: str) -> list[str]:
     """The lines of code blocks that begin with a word, without their comments."""
-    blocks = [block for page in PAGES for block in re.findall(r"```(?:\w*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
+    blocks = [
+        block for page in PAGES for block in re.findall(r"```(?:\w*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    ]
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
     return sorted({line for line in lines if line.startswith(f"{first_word} ")})
 

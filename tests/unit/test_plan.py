@@ -12,7 +12,8 @@ import pytest
 
 from fox.errors import UserError
 from fox.plan import GPUS, describe, plan
-from fox.plan.memory import LOSS_CHUNK_TOKENS, block_activation_bytes_per_token
+from fox.plan import memory as plan_memory
+from fox.plan.memory import block_activation_bytes_per_token, loss_chunk_rows
 from fox.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -152,13 +153,37 @@ def test_memory_of_one_device_and_of_four(smallest: Recipe) -> None:
     assert alone.state + alone.gathered == 18 * 3592
     per_token = 2 * (4 * 8 + 2 * 8 + 2 * 4 + 4 * 16) + 4 * 2
     assert block_activation_bytes_per_token(smallest.model, 2) == per_token
-    assert alone.activations == shared.activations == 2 * 4 * 16 * per_token
-    assert alone.activations_recomputed == 64 * (2 * 8 * 2 + per_token)
+    weights = 4 * 2 * 16 * 16 * 2  # of attention: rows, heads, tokens, tokens, bytes
+    assert alone.activations == shared.activations == 2 * (4 * 16 * per_token + weights)
+    assert alone.activations_recomputed == 64 * 2 * 8 * 2 + 64 * per_token + weights
     assert alone.logits == 64 * 300 * 12
+    assert alone.head_gradient == 300 * 8 * 8
+    assert alone.total == alone.state + alone.gathered + alone.activations + alone.logits + alone.head_gradient
+
+
+def test_on_a_gpu_and_in_long_rows_attention_keeps_no_weights(smallest: Recipe, tmp_path: Path) -> None:
+    per_token = block_activation_bytes_per_token(smallest.model, 2)
+    assert plan(smallest, gpu="l4").stages[0].memory.activations == 2 * 64 * per_token
+    sizes = ["stage.short.chunk_length=2048", "stage.short.batch_tokens=8192", "stage.short.tokens=8192"]
+    long = recipe_with(tmp_path, "model.max_position_embeddings=2048", *sizes)
+    assert plan(long).stages[0].memory.activations == 2 * 4 * 2048 * per_token
 
 
 def test_logits_are_made_a_chunk_at_a_time(fox_1: Recipe) -> None:
-    assert plan(fox_1).stages[0].memory.logits == LOSS_CHUNK_TOKENS * 256_000 * 12
+    memory = plan(fox_1).stages[0].memory
+    assert memory.logits == 65 * 256_000 * 12  # 2^24 / 256,000 = 65.5
+    assert memory.head_gradient == 256_000 * 2048 * 8
+
+
+def test_the_plan_counts_what_the_loss_and_the_attention_do() -> None:
+    from fox.kernels import attention
+    from fox.model import loss
+
+    assert (plan_memory.LOSS_CHUNK_ROWS, plan_memory.LOSS_CHUNK_LOGITS) == (loss._CHUNK_ROWS, loss._CHUNK_LOGITS)
+    assert plan_memory.MOST_TOKENS_BY_PRODUCTS == attention._MOST_TOKENS_BY_PRODUCTS
+    for vocab_size in (300, 16_384, 16_385, 256_000, 1 << 25):
+        chunk = next(loss._chunks(10_000, vocab_size))
+        assert chunk.stop - chunk.start == loss_chunk_rows(vocab_size)
 
 
 def test_fox_1_fits_80_gb_and_not_24(fox_1: Recipe) -> None:
@@ -258,7 +283,15 @@ def test_the_page_fits_80_columns(fox_1: Recipe, tmp_path: Path, asked: dict[str
 
 def test_the_page_tells_the_sums(fox_1: Recipe) -> None:
     page = describe(plan(fox_1, gpus=64, gpu="h100-80gb"))
-    for figure in ("1,665,271,808", "1,140,981,760", "64 KiB a token", "2,000", "It fits.", "Problems: none found."):
+    for figure in (
+        "1,665,271,808",
+        "1,140,981,760",
+        "64 KiB a token",
+        "2,000",
+        "It fits.",
+        "Problems: none found.",
+        "on a GPU yet",
+    ):
         assert figure in page
 
 

@@ -15,6 +15,7 @@ from fox.eval import bits_per_byte
 from fox.eval.bits_per_byte import HeldOut, model_bits, score
 from fox.formats.token_shards import Shard, ShardWriter, Tokens
 from fox.model import Transformer
+from fox.model.loss import IGNORED
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import encode_chats
 
@@ -124,8 +125,8 @@ def test_padding_says_nothing_whatever_its_tokens_are(
 
     def with_other_padding(*arguments: Any) -> Any:
         for places, tokens, targets in passes(*arguments):
-            assert (targets == bits_per_byte._PADDING).any()
-            yield places, np.where(targets == bits_per_byte._PADDING, 77, tokens), targets
+            assert (targets == IGNORED).any()
+            yield places, np.where(targets == IGNORED, 77, tokens), targets
 
     monkeypatch.setattr(bits_per_byte, "_passes", with_other_padding)
     for one, other in zip(model_bits(model, documents, "float32"), expected, strict=True):

@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from fox.errors import UserError
 from fox.recipe import load_recipe
 from fox.report import quantities
 from fox.report.page import reproduce_command, write_report
-from fox.report.plots import mixture_shares, smoothed, thinned
-from fox.report.run_files import Band, RunFiles, SavedRecipe, read_run
+from fox.report.plots import bits_limits, draw_bits_of, mixture_shares, smoothed, thinned
+from fox.report.run_files import Band, Results, RunFiles, SavedRecipe, read_run
 
 RECIPE = Path(__file__).parents[3] / "recipes/tiny.toml"
 HOSTILE = "<script>alert(1)</script> & $\\frac{1}$ \"'><img src=http://evil.example/x onerror=alert(2)>"
@@ -101,6 +102,7 @@ def write_whole_run(folder: Path) -> None:
         "threads": 2,
         "torch": "2.13.0",
         "cpu": "AMD EPYC 9R14",
+        "instruction set": "AVX512",
         "peak_memory_bytes": 1.14e9,
         "seconds_training": 391.0,
     }
@@ -109,11 +111,19 @@ def write_whole_run(folder: Path) -> None:
         "pretrain": training,
         "tune": {**training, "tokens": 500_000, "seconds_training": 104.0},
     }
+    of_recipe = json.loads(json.dumps(loaded.recipe.model_dump()))
+    files = {"speeches": "ab" * 32, "chats": "ba" * 32}
+    made = {step: {f"{step}/output": digest * 32} for step, digest in (("tokenizer", "cd"), ("data", "de"))}
+    tables = {"tokenizer": "source data tokenizer", "data": "source data", "tune": "seed tune", "eval": "seed eval"}
     for step, seconds in (("tokenizer", 9.1), ("data", 14.2), ("pretrain", 431.0), ("tune", 118.0), ("eval", 41.5)):
         manifest = {
-            "stage": step,
-            "inputs": {"recipe": "ab" * 32},
-            "outputs": {f"{step}/output": "cd" * 32},
+            "step": step,
+            "inputs": {
+                **{key: of_recipe[key] for key in tables.get(step, "seed model optimizer schedule stage").split()},
+                **({"files": files} if step in ("tokenizer", "data") else {}),
+                **{earlier: outputs for earlier, outputs in made.items() if step not in ("tokenizer", earlier)},
+            },
+            "outputs": made.get(step, {f"{step}/output": "ef" * 32}),
             "seconds": seconds,
             "started": "2026-11-23T17:30:00Z",
             "fox": "0.1.0",
@@ -124,7 +134,7 @@ def write_whole_run(folder: Path) -> None:
         "bits_per_byte": {
             "foundation": {"speeches": 2.31, "chats": 3.62},
             "longer": {"speeches": 2.12, "chats": 2.71},
-            "base": {"speeches": 2.07, "chats": 2.48},
+            "base": {"speeches": 2.07, "chats": 2.48},  # after the last stage, quality
             "tuned": {"speeches": 2.16, "chats": 2.13},
         },
         "assistant_bits_per_byte": {"base": {"chats": 2.52}, "tuned": {"chats": 2.09}},
@@ -206,6 +216,32 @@ def test_the_summary_tells_the_headline_figures(whole_page: str) -> None:
         "Of 20 replies to held-out chats 19 end by themselves",
     ):
         assert told in text
+
+
+def test_what_the_manifests_hold_is_on_the_page(whole_page: str) -> None:
+    text = Elements(whole_page).text.replace("\N{NO-BREAK SPACE}", " ")
+    for told in ("7,739,392", "AMD EPYC 9R14", "AVX512", "2.13.0", "7,168", "10.1 MB", "1.14 GB"):
+        assert told in text
+    for told in ("after stage foundation", "base model, after stage quality", "tuned model: replies alone"):
+        assert told in text
+    assert "Peak memory so far" in text and "left out" not in text
+    assert text.count("ab" * 32) == 2, "what is read of a source, by both steps that read it"
+    assert text.count("cd" * 32) == 1, "what one step makes and others read is named once"
+
+
+def test_the_bigrams_name_covers_neither_the_curve_nor_its_numbers() -> None:
+    for values, bigram in (([2.3, 2.1, 2.0, 2.1], 2.4), ([2.9, 2.1, 2.0, 1.9], 1.8), ([2.6, 2.2, 2.1, 2.15], 2.4)):
+        results = Results(
+            bits_per_byte={f"m{i}": {"a": value} for i, value in enumerate(values)},
+            kneser_ney_bits_per_byte={"a": bigram},
+        )
+        axes = Figure(figsize=(3.2, 2.6)).add_axes((0.2, 0.2, 0.7, 0.6))
+        draw_bits_of(axes, results, "a", bits_limits(results, ["a"]), narrow=True)
+        names = {text.get_text(): text.get_window_extent() for text in axes.texts}
+        (name,) = (box for text, box in names.items() if text.startswith("bigram"))
+        curve = axes.transData.transform([(i, np.interp(i, range(4), values)) for i in np.linspace(0, 3, 100)])
+        assert name.count_contains(curve) == 0
+        assert not any(name.overlaps(box) for text, box in names.items() if text[0].isdigit())
 
 
 def test_the_overview_suits_a_readme(whole_page: str, whole_run: Path) -> None:

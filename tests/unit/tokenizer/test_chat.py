@@ -187,3 +187,11 @@ def test_golden_chats(tiny_tokenizer: Tokenizer, golden: Any) -> None:
         learnt = tiny_tokenizer.backend.decode(chat.ids[chat.is_learnt].tolist(), skip_special_tokens=False)
         made[name] = {"rendered": text, "learnt": learnt, "ids": " ".join(map(str, chat.ids))}
     assert made == golden("chats", made)
+
+
+def test_a_template_that_marks_nothing_as_the_assistants_is_refused(tiny_tokenizer: Tokenizer) -> None:
+    check_template(tiny_tokenizer)
+    unmarked = CHAT_TEMPLATE.replace("{%- generation %}", "").replace("{%- endgeneration %}", "")
+    tokenizer = Tokenizer(tiny_tokenizer.backend, {**tiny_tokenizer.config, "chat_template": unmarked})
+    with pytest.raises(UserError, match="marks nothing as the assistant's"):
+        check_template(tokenizer)

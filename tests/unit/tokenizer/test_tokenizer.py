@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -169,3 +170,17 @@ def test_golden_tokens(tiny_tokenizer: Tokenizer, golden: Any) -> None:
     ]
     made = {text: " ".join(map(str, tiny_tokenizer.encode(text))) for text in texts}
     assert made == golden("tokens", made)
+
+
+def test_any_bytes_come_back_from_a_vocabulary_that_falls_back_to_bytes() -> None:
+    """As Gemma's and Llama-2's are: words with a mark for the space, and a token for each byte."""
+    vocabulary = {"<eos>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}, "▁": 257, "a": 258, "▁a": 259}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("▁", "a")], byte_fallback=True))
+    backend.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    backend.add_special_tokens(["<eos>"])
+    tokenizer = Tokenizer(backend, {"eos_token": "<eos>"})
+    for raw in (b" a", b"a \xff\xf0 a", "né 🦊".encode(), bytes(range(256))):
+        ids = tokenizer.encode(raw)
+        assert tokenizer.decode_bytes([*ids, 0]) == raw
+    with pytest.raises(AssertionError):
+        assert tokenizer.decode_bytes(tokenizer.encode(" a")[:-1]) == b" a"
