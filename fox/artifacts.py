@@ -125,8 +125,7 @@ def _failures_to_remove(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        where = error.filename if isinstance(error.filename, str) and Path(error.filename).is_absolute() else path
-        raise Failure(f"{where}: can't be removed ({error.strerror}). Remove {path} yourself, then run it again.") from error
+        raise Failure(f"{path}: can't be removed ({error.strerror}). Remove it yourself, then run it again.") from error
 
 
 @contextlib.contextmanager

@@ -78,6 +78,8 @@ class Run:
         manifest = self.manifest(step)
         if manifest is None:
             return False
+        if step == "report":  # `fox report` draws it anew whenever it is asked to, and no step reads it
+            return (self.folder / "report").is_dir()
         self._check_outputs(step, manifest)
         return True
 
@@ -146,14 +148,12 @@ class Run:
 
     def _check_outputs(self, step: str, manifest: dict[str, Any]) -> None:
         """Raise Failure where a file is not as it was made. One that has its size and time still is not hashed again."""
-        if step == "report":  # `fox report` draws it anew whenever it likes, and nothing reads it
-            return
         stamps = {}
         for name, digest in manifest["outputs"].items():
             path = self.folder / name
-            stamps[name] = stamp_of(path) if path.is_file() else None
-            same = stamps[name] == manifest["stamps"].get(name) or sha256_of(path) == digest
-            if not stamps[name] or not same:
+            if path.is_file():
+                stamps[name] = stamp_of(path)
+            if name not in stamps or (stamps[name] != manifest["stamps"].get(name) and sha256_of(path) != digest):
                 state = "has changed since" if path.is_file() else "is gone since"
                 raise Failure(
                     f"{path}: {state} `{step}` made it. Put it back, or make it again with `fox run` and --redo {step}."

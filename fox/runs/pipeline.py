@@ -71,7 +71,7 @@ def _do(run: Run, step: str, console: Console) -> None:
     inputs_of, make = _parts(run, step, console)
     inputs = inputs_of()
     if run.is_done(step, inputs):
-        console.print(f"[green]✓[/green] {step:<10} done before ({run.needs(step)['seconds']:.0f} s)")
+        console.print(f"[green]✓[/green] {step:<10} done before ({run.manifest(step)['seconds']:.0f} s)")
         return
     started = time.time()
     with run.recipe_kept():
@@ -85,9 +85,7 @@ def _parts(run: Run, step: str, console: Console) -> _Step:
     if step in ("tokenizer", "data"):
         inventory = steps.source_inventory(run)
         if step == "tokenizer":
-            return lambda: steps.tokenizer_inputs(run, inventory), lambda _: steps.make_tokenizer(
-                run, inventory, console
-            )
+            return lambda: steps.tokenizer_inputs(run, inventory), lambda _: steps.make_tokenizer(run, console)
         return lambda: steps.data_inputs(run, inventory), lambda _: steps.make_data(run, console)
     table: dict[str, _Step] = {
         "pretrain": (lambda: steps.pretrain_inputs(run), lambda inputs: steps.make_pretrain(run, inputs, console)),

@@ -72,7 +72,7 @@ def _given_tokenizer(path: str) -> tuple[Path, dict[str, str]]:
         ) from None
 
 
-def make_tokenizer(run: Run, inventory: Inventory, console: Console) -> Facts:
+def make_tokenizer(run: Run, console: Console) -> Facts:
     """Train the vocabulary, or take the one that the recipe names."""
     from fox.tokenizer.train import train_tokenizer
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from fox.errors import UserError
 from fox.tokenizer import Tokenizer
 from fox.tokenizer import chat as fox_chat
-from fox.tokenizer.chat import encode_chat, encode_chats
-from fox.tokenizer.train import SPECIAL_TOKENS
+from fox.tokenizer.chat import check_template, encode_chat, encode_chats
+from fox.tokenizer.train import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 PIECES = [
     "<",
