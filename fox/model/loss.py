@@ -21,6 +21,9 @@ IGNORED = -100
 
 # Logits held at once: 2^24 float32 are 64 MB, and never more than 1,024 rows, past which the products gain nothing.
 _CHUNK_LOGITS = 1 << 24
+# On a processor, oneDNN keeps memory for every size of product that it has met: when tuning, where each step has another
+# number of targets, 15 MB more a step. So there are few sizes.
+_ROWS_MULTIPLE = 256
 _CHUNK_ROWS = 1024
 
 
@@ -30,7 +33,10 @@ def summed_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tenso
     Products are in the autocast type where autocast is on. `plain_summed_loss` is its twin.
     """
     learnt = (target_N != IGNORED).nonzero().squeeze(1)
-    return _ChunkedLoss.apply(hidden_ND[learnt], weight_VD, target_N[learnt], torch.is_grad_enabled())
+    padding = -len(learnt) % _ROWS_MULTIPLE
+    rows = F.pad(learnt, (0, padding))  # of row 0, which is then ignored
+    target = F.pad(target_N[learnt], (0, padding), value=IGNORED)
+    return _ChunkedLoss.apply(hidden_ND[rows], weight_VD, target, torch.is_grad_enabled())
 
 
 def plain_summed_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
@@ -69,15 +75,16 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(device, enabled=False):
             for rows in _chunks(len(hidden_ND), weight_VD.shape[0]):
                 hidden_CD = hidden_ND[rows].to(product_type)
-                target_C1 = target_N[rows, None]
+                learnt_C1 = target_N[rows, None] != IGNORED
+                target_C1 = target_N[rows, None].clamp_min(0)
                 logit_CV = (hidden_CD @ weight.T).float()
                 log_sum_C1 = logit_CV.logsumexp(1, keepdim=True)
-                total += (log_sum_C1 - logit_CV.gather(1, target_C1)).sum()
+                total += (log_sum_C1 - logit_CV.gather(1, target_C1)).mul_(learnt_C1).sum()
                 if grad_hidden_ND is None or grad_weight_VD is None:
                     continue
                 grad_logit_CV = logit_CV.sub_(log_sum_C1).exp_()
                 grad_logit_CV.scatter_add_(1, target_C1, torch.full_like(log_sum_C1, -1.0))
-                grad_logit_CV = grad_logit_CV.to(product_type)
+                grad_logit_CV = grad_logit_CV.mul_(learnt_C1).to(product_type)
                 grad_hidden_ND[rows] = grad_logit_CV @ weight
                 grad_weight_VD += grad_logit_CV.T @ hidden_CD
         ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)

@@ -64,6 +64,13 @@ def test_hardly_any_rows(rows: int) -> None:
     assert_same(value_and_gradients(summed_loss, *given), value_and_gradients(plain_summed_loss, *given))
 
 
+@pytest.mark.parametrize("multiple", [1, 8, 64])
+def test_padding_the_rows_changes_nothing(multiple: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "_ROWS_MULTIPLE", multiple)
+    given = problem()
+    assert_same(value_and_gradients(summed_loss, *given), value_and_gradients(plain_summed_loss, *given))
+
+
 def test_all_ignored_is_nothing_at_all(chunk_rows: int) -> None:
     for made in value_and_gradients(summed_loss, *problem(ignored=1.0)):
         assert not made.any()
@@ -136,6 +143,7 @@ def test_no_tensor_is_as_large_as_the_logits(
 @pytest.mark.parametrize("damage", ["softmax lost", "target lost", "last chunk lost"])
 def test_the_comparison_notices(damage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "_CHUNK_ROWS", 8)
+    monkeypatch.setattr(loss, "_ROWS_MULTIPLE", 1)  # so that the last chunk is no padding
     given = problem(ignored=0)
     wanted = value_and_gradients(plain_summed_loss, *given)
     assert_same(value_and_gradients(summed_loss, *given), wanted)
