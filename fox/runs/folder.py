@@ -31,7 +31,7 @@ STEPS: dict[str, tuple[str, ...]] = {
 """The steps in their order, and the folders that each fills, the one to name first."""
 
 _OWN_CARE = "checkpoints"  # removed as newer ones come; each carries its own hashes
-_FIELDS = {"inputs": dict, "outputs": dict, "stamps": dict, "facts": dict, "seconds": (int, float)}
+_FIELDS: dict[str, Any] = {"inputs": dict, "outputs": dict, "stamps": dict, "facts": dict, "seconds": (int, float)}
 
 
 @dataclass

@@ -70,8 +70,9 @@ def _check_folder(folder: Path) -> None:
 def _do(run: Run, step: str, console: Console) -> None:
     inputs_of, make = _parts(run, step, console)
     inputs = inputs_of()
-    if run.is_done(step, inputs):
-        console.print(f"[green]✓[/green] {step:<10} done before ({run.manifest(step)['seconds']:.0f} s)")
+    done = run.manifest(step)
+    if done and run.is_done(step, inputs):
+        console.print(f"[green]✓[/green] {step:<10} done before ({done['seconds']:.0f} s)")
         return
     started = time.time()
     with run.recipe_kept():

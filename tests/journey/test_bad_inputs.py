@@ -5,11 +5,14 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from micro_run import fox, leftovers
+from micro_run import ENVIRONMENT, fox, leftovers
 
 
 def no_text(world: Path) -> None:
@@ -111,3 +114,62 @@ def test_a_folder_that_can_not_be_one(world: Path) -> None:
 
 def test_a_model_that_is_none(world: Path) -> None:
     assert "is no model directory" in fox(world, "chat", "text", "--prompt", "Kado", expect=2)[1]
+
+
+@pytest.mark.parametrize(
+    ("out", "code", "told"),
+    [
+        ("x" * 300, 1, "File name too long"),
+        ("/proc/x", 1, "Name another folder with --out"),
+        (b"caf\xe9", 2, "is not UTF-8"),
+    ],
+    ids=["too long", "in /proc", "no UTF-8"],
+)
+def test_a_folder_that_nobody_can_make(world: Path, out: str | bytes, code: int, told: str) -> None:
+    words = [sys.executable, "-m", "fox", "run", "micro.toml", "--out", out]
+    done = subprocess.run(words, cwd=world, env=ENVIRONMENT, capture_output=True, timeout=60)
+    errors = done.stderr.decode(errors="replace")
+    assert done.returncode == code and told in errors and "Traceback" not in errors
+    assert len(list(world.iterdir())) == 3
+
+
+def test_a_folder_that_may_not_be_listed() -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from rich.console import Console
+from fox.errors import Failure
+from fox.runs.pipeline import do_steps
+if os.geteuid() == 0:
+    os.setuid(65534)  # root may list everything
+try:
+    do_steps(None, Path(sys.argv[1]), ["tokenizer"], None, Console())
+except Failure as error:
+    print(error)
+"""
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path: nobody else may enter that
+        folder = Path(name, "in")
+        folder.mkdir()
+        folder.chmod(0o311)
+        Path(name).chmod(0o755)
+        words = [sys.executable, "-c", code, folder]
+        done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        folder.chmod(0o755)
+    assert f"{folder}: can't be written (Permission denied)" in done.stdout, done.stderr
+
+
+def test_a_home_of_nobody(world: Path) -> None:
+    _, told = fox(world, "tokenizer", "micro.toml", "-o", "tokenizer.path=~no-such-user-here/x", expect=2)
+    assert "tokenizer.path" in told and "can't be read" in told
+
+
+def test_files_of_a_run_that_hold_something_else(untuned: Path) -> None:
+    run = untuned / "runs/micro"
+    for content in ("[1]", '{"stories": [1]}', '{"stories": {"000.txt": 1}}', "[" * 100_000):
+        (run / "inventory.json").write_text(content)
+        fox(untuned, "data", "micro.toml")
+    manifest = run / "manifests/pretrain.json"
+    for content in ("{}", "[1]", "1", '{"inputs": {}, "outputs": {}, "facts": {}}', "[" * 100_000):
+        manifest.write_text(content)
+        _, told = fox(untuned, "tune", "micro.toml", expect=1)
+        assert "manifests/pretrain.json: can't be read" in told and "Remove it" in told

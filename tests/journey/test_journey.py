@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,60 @@ def test_a_changed_recipe_is_named_and_nothing_is_thrown_away(copied: Path) -> N
     fox(copied, "run", "micro.toml", "-o", "train.keep_checkpoints=1")  # changes no loss, so it may change
 
 
+def test_no_step_says_that_an_earlier_one_had_other_values(untuned: Path) -> None:
+    run = untuned / "runs/micro"
+    recipe = (run / "recipe.json").read_bytes()
+    for key in ("stage.short.tokens=40e6", "model.hidden_size=64", "tokenizer.vocab_size=421", "train.precision=bf16"):
+        _, told = fox(untuned, "tune", "micro.toml", "-o", key, expect=2)
+        assert key.partition("=")[0] in told and "`fox run` with --redo" in told
+        assert not (run / "tuned").exists()
+    _, told = fox(untuned, "run", "micro.toml", "--redo", "tune", "-o", "model.hidden_size=64", expect=2)
+    assert "model.hidden_size" in told and "removed" not in told
+    assert (run / "recipe.json").read_bytes() == recipe
+    for path in ("text", "chats.jsonl"):  # a step that reads no source needs none
+        (untuned / path).rename(untuned / f"{path}.elsewhere")
+    fox(untuned, "tune", "micro.toml", "-o", "eval.reply_tokens=9")
+    values = json.loads((run / "recipe.json").read_text())["recipe"]
+    assert values["eval"]["reply_tokens"] == 9 and values["model"]["hidden_size"] == 32
+
+
+def test_a_changed_tokenizer_of_ones_own_is_noticed(finished: Path, world: Path) -> None:
+    own = Path(shutil.copytree(finished / "runs/micro/tokenizer", world / "own"))
+    words = ("tokenizer", "micro.toml", "-o", "tokenizer.path=own")
+    fox(world, *words)
+    config = (own / "tokenizer_config.json").read_text()
+    for name, content in (("tokenizer_config.json", f"{config} "), ("chat_template.jinja", "{{ messages }}")):
+        (own / name).write_text(content)
+        _, told = fox(world, *words, expect=2)
+        assert f"tokenizer_files.{name}" in told and "--redo tokenizer" in told
+        (own / "tokenizer_config.json").write_text(config)
+    (own / "chat_template.jinja").unlink()
+    assert "done before" in fox(world, *words)[1]
+
+
+def test_an_output_is_hashed_again_only_where_its_size_or_time_is_another(copied: Path) -> None:
+    path, manifest = copied / "runs/micro/data/chats.train.ds", copied / "runs/micro/manifests/data.json"
+    content, stat = path.read_bytes(), path.stat()
+    path.write_bytes(bytes(len(content)))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    fox(copied, "data", "micro.toml")  # nobody looked
+    os.utime(path, ns=(1, 1))
+    assert "has changed since" in fox(copied, "data", "micro.toml", expect=1)[1]
+    path.write_bytes(content)
+    fox(copied, "data", "micro.toml")
+    stamp = json.loads(manifest.read_text())["stamps"]["data/chats.train.ds"]
+    assert stamp == {"bytes": len(content), "mtime_ns": path.stat().st_mtime_ns}, "it would be hashed at each command"
+
+
+def test_a_report_that_is_drawn_again_or_lost_stops_nothing(copied: Path) -> None:
+    page = copied / "runs/micro/report/index.html"
+    page.write_text("another")
+    assert fox(copied, "run", "micro.toml")[1].count("done before") == 6
+    shutil.rmtree(page.parent)
+    assert fox(copied, "run", "micro.toml")[1].count("done before") == 5
+    assert page.stat().st_size > 10_000
+
+
 def test_a_changed_source_is_noticed(copied: Path) -> None:
     story = copied / "text/007.txt"
     shutil.copystat(copied / "text/008.txt", story)
@@ -121,6 +176,9 @@ def test_a_changed_source_is_noticed(copied: Path) -> None:
         ("tokenizer/tokenizer.json", "tokenizer", "data"),
         ("data/chats.train.ds", "data", "tune"),
         ("model/model.safetensors", "pretrain", "eval"),
+        ("pretrain/heldout/last.json", "pretrain", "eval"),
+        ("pretrain/metrics.jsonl", "pretrain", "eval"),
+        ("tune/metrics.jsonl", "tune", "eval"),
     ],
 )
 def test_a_changed_output_is_noticed_by_run_and_by_the_next_step(
@@ -165,7 +223,7 @@ def test_an_interrupted_run_says_so_and_goes_on_to_the_same_end(untrained: Path,
     metrics = untrained / "runs/micro/pretrain/metrics.jsonl"
     code, told = kill_when(lambda: num_rows(metrics) >= 4, untrained, "pretrain", "micro.toml", sent=signal.SIGINT)
     assert code == 130
-    assert "The same command goes on from here" in told and "Traceback" not in told
+    assert "goes on from here with the same command (without --redo)" in told and "Traceback" not in told
     assert leftovers(untrained / "runs") == []
     fox(untrained, "pretrain", "micro.toml")
     assert trained(untrained / "runs/micro") == trained(finished / "runs/micro")

@@ -40,6 +40,9 @@ def test_killed_again_and_again_at_steps_of_every_stage(untrained: Path, finishe
     fox(untrained, *PRETRAIN)
     assert trained(untrained / RUN) == trained(finished / RUN)
     assert leftovers(untrained / RUN) == []
+    manifest = json.loads((untrained / RUN / "manifests/pretrain.json").read_text())
+    rows = (untrained / RUN / "pretrain/metrics.jsonl").read_text().splitlines()
+    assert manifest["seconds"] == round(json.loads(rows[-1])["seconds"], 1)  # of all three processes
 
 
 def test_killed_again_and_again_while_it_writes_checkpoints(untrained: Path, finished: Path) -> None:
@@ -103,6 +106,9 @@ def test_a_stopped_run_goes_on_with_no_other_recipe(untrained: Path, finished: P
     kill_when(rows_reach(untrained, 8), untrained, *PRETRAIN)
     _, told = fox(untrained, *PRETRAIN, "-o", "optimizer.peak_learning_rate=0.02", expect=2)
     assert "optimizer.peak_learning_rate = 0.02" in told and "when this run began" in told and "--out" in told
+    assert (
+        json.loads((untrained / RUN / "recipe.json").read_text())["recipe"]["optimizer"]["peak_learning_rate"] == 0.01
+    )
     fox(untrained, *PRETRAIN, "-o", "train.keep_checkpoints=1", "-o", "train.checkpoint_every_steps=5")
     assert trained(untrained / RUN) == trained(finished / RUN)
     assert len(list((untrained / RUN / "pretrain/checkpoints").iterdir())) == 1
@@ -140,7 +146,9 @@ def test_a_full_disk_ends_it_cleanly_and_more_room_lets_it_go_on(
 ) -> None:
     run = shutil.copytree(untrained / RUN, small_disk / "micro")
     _, told = fox(untrained, *PRETRAIN, "--out", str(run), expect=1)
-    assert str(run) in told and "No space left on device" in told and "run the same command again" in told
+    assert (
+        str(run) in told and "No space left on device" in told and "run the same command again, without --redo" in told
+    )
     assert leftovers(run) == []
     checkpoints = sorted((run / "pretrain/checkpoints").iterdir())
     assert checkpoints, "the disk was full before the first checkpoint"

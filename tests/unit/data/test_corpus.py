@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -194,6 +195,38 @@ def test_an_inventory_takes_each_files_hash_and_keeps_it_while_nothing_changes(t
     touched = take_inventory(recipe, forged, METER)["own"]
     assert [label for label, entry in touched.items() if entry["sha256"] != "known"] == ["003.txt"]
     assert touched["003.txt"]["sha256"] == first["own"]["003.txt"]["sha256"]
+
+
+def test_a_file_that_may_not_be_read_is_left_to_the_reader_to_set_aside() -> None:
+    with tempfile.TemporaryDirectory() as name:  # not tmp_path: nobody else may enter that
+        folder, secret = Path(name), Path(name, "secret.txt")
+        secret.write_text("one")
+        folder.chmod(0o755)
+        recipe = recipe_of(own=name)
+        readable = take_inventory(recipe, {}, METER)
+        secret.chmod(0)
+        root = os.geteuid() == 0
+        if root:  # to whom nothing is forbidden
+            os.seteuid(65534)
+        try:
+            inventory = take_inventory(recipe, {}, METER)
+        finally:
+            if root:
+                os.seteuid(0)
+    assert inventory == {"own": {"secret.txt": {"unreadable": "Permission denied"}}}
+    assert fingerprints(inventory) != fingerprints(readable)
+
+
+def test_a_packages_lost_file_is_left_to_the_reader_to_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = tmp_path / "loser-1.0.dist-info"
+    notes.mkdir()
+    (notes / "METADATA").write_text("Metadata-Version: 2.1\nName: loser\nVersion: 1.0\n")
+    (notes / "RECORD").write_text("loser/lost.txt,,\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    inventory = take_inventory(recipe_of(own="pip:loser"), {}, METER)
+    assert inventory == {"own": {"loser/lost.txt": {"unreadable": "No such file or directory"}}}
 
 
 def test_fingerprints_are_of_names_and_contents(texts: Path, tmp_path: Path) -> None:
