@@ -132,7 +132,7 @@ def steps_table(run: RunFiles) -> Table | None:
         ]
         for step, manifest in run.manifests.items()
     ]
-    return Table(["step", "started", "time in all"], rows, text_columns=2) if rows else None
+    return Table(["step", "last started", "time"], rows, text_columns=2) if rows else None
 
 
 def machine(run: RunFiles) -> list[tuple[str, str]]:
