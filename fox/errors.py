@@ -60,7 +60,7 @@ class Failure(FoxError):  # noqa: N818 (it is nobody's error)
     """Something that failed through no mistake in the command: a full disk, a damaged file, a busy directory."""
 
 
-def shorten(value: object, limit: int = 80) -> str:
+def shorten(value: object, limit: int = 160) -> str:
     """`value` as a reader of recipes should see it: on one line, cut in the middle where it is long."""
     text = _written(value)
     return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 4 :]}"

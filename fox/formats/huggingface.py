@@ -49,7 +49,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         except SafetensorError as error:  # the library wraps the disk's errors in its own
             path.unlink(missing_ok=True)
             raise Failure(
-                f"{path}: could not be written: {error}. Free some space and run the same command again."
+                f"{path}: could not be written: {error}. Free some space and run the same command again, without --redo."
             ) from error
 
 

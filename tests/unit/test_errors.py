@@ -57,7 +57,7 @@ def fail(error: FoxError) -> None:
         ({"text": 1, "chat": [True, {}]}, "{ text = 1, chat = [true, {}] }"),
         (datetime.date(2024, 1, 2), "2024-01-02"),
         (datetime.time(7, 32), "07:32:00"),
-        ("x" * 100, "'" + "x" * 39 + " … " + "x" * 19 + "'"),
+        ("x" * 200, "'" + "x" * 79 + " … " + "x" * 39 + "'"),
     ],
 )
 def test_a_value_is_shown_as_a_recipe_has_it(value: object, shown: str) -> None:
