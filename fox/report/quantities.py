@@ -52,7 +52,11 @@ def decimal(number: float | None, places: int = 2) -> str:
 
 
 def share(part: float | None, whole: float | None) -> str:
-    return NONE if part is None or not whole else f"{100 * part / whole:.0f}{_SPACE}%"
+    """5 of 8 -> `62 %`; what is nearly all does not read as all."""
+    if part is None or not whole:
+        return NONE
+    percent = 100 * part / whole
+    return f"{percent:.{1 if 99 <= percent < 100 else 0}f}{_SPACE}%"
 
 
 def listed(parts: Sequence[str]) -> str:

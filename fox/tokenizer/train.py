@@ -6,6 +6,7 @@ Words are cut as Llama-3 cuts them (at most three digits together, no merges acr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import tokenizers
@@ -54,7 +55,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int, max_length: int) -> T
         vocab_size=vocab_size,
         special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        show_progress=sys.stderr.isatty(),
     )
     backend.train_from_iterator(texts, trainer)
     size = backend.get_vocab_size(with_added_tokens=True)
