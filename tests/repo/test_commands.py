@@ -19,11 +19,11 @@ REFERENCE = ROOT / "docs" / "command-reference.md"
 
 
 def shown_commands(first_word: str) -> list[str]:
-    """The lines of code blocks that begin with a word, without their comments."""
+    """The lines of code blocks that begin with a word, without their comments; blocks marked as text are output."""
     blocks = [
-        block for page in PAGES for block in re.findall(r"```(?:\w*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+        found for page in PAGES for found in re.findall(r"```(\w*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     ]
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    lines = [line.split(" #")[0].strip() for kind, block in blocks if kind != "text" for line in block.splitlines()]
     return sorted({line for line in lines if line.startswith(f"{first_word} ")})
 
 
