@@ -125,7 +125,7 @@ def curriculum(recipe: Recipe, stages: Mapping[str, Stage], train_tokens: Mappin
                     f"{order.recipe_key}.mix",
                     {source: round(share, 6)},
                     problem=f"is too small a share for one row in {order._period}",
-                    mend="Give it more weight, leave it out, or make the stage longer.",
+                    mend=f"Give it a weight of its own, -o {order.recipe_key}.mix.{source}=0.1, or leave the source out.",
                 )
             starts[source] += taken
         orders.append(order)
