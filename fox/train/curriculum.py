@@ -151,15 +151,30 @@ def shuffled(index: int, size: int, key: int) -> int:
 def _shares(recipe: Recipe, stage: Stage, train_tokens: Mapping[str, int]) -> tuple[dict[str, float], dict[str, int]]:
     """Each source's share of the rows and its chunk length; a kind's weight is divided by its sources' tokens."""
     total = sum(stage.mix.values())
+    period = min(_PERIOD_ROWS, stage.steps * stage.batch_tokens // stage.row_length)
     shares: dict[str, float] = {}
     lengths: dict[str, int] = {}
     for key, weight in stage.mix.items():
         sources = recipe.sources_of(key, stage.mix)
         tokens = sum(train_tokens[source] for source in sources)
-        for source in sources:
-            shares[source] = weight / total * train_tokens[source] / tokens
+        parts = {source: train_tokens[source] / tokens for source in sources}
+        one_row = total / weight / period
+        for source, part in _at_least(parts, one_row).items():
+            shares[source] = weight / total * part
             lengths[source] = stage.chunk_length[key] if isinstance(stage.chunk_length, dict) else stage.chunk_length
     return shares, lengths
+
+
+def _at_least(parts: dict[str, float], least: float) -> dict[str, float]:
+    """Parts of one with the small ones raised to `least`, so that a few documents beside many are not left out.
+
+    The others give in proportion. Where not all can have so much, nothing is changed.
+    """
+    small = [name for name, part in parts.items() if part < least]
+    if not small or least * len(parts) > 1:
+        return parts
+    left = (1 - least * len(small)) / sum(part for name, part in parts.items() if name not in small)
+    return {name: least if name in small else part * left for name, part in parts.items()}
 
 
 @lru_cache(maxsize=64)

@@ -119,6 +119,15 @@ def test_a_kind_is_divided_by_the_tokens_of_its_sources(make_recipe: Callable[..
     assert long.shares == pytest.approx({"a": 0.5, "c": 0.5})
 
 
+def test_a_few_documents_beside_many_of_their_kind_have_a_row_in_a_thousand(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(stage=one_stage({"text": 3.0, "c": 1.0}, 4000))
+    (order,) = curriculum(recipe, recipe.stage, {"a": 10_000_000, "b": 50, "c": 5_000})
+    assert order.shares == pytest.approx({"a": 0.749, "b": 0.001, "c": 0.25})
+    rows = [row[0].source for step in range(order.stage.steps) for row in order.rows_of_step(step)]
+    assert rows.count("b") == pytest.approx(len(rows) / 1000, abs=1)
+    assert order.tokens_of("b") == rows.count("b") * order.stage.row_length > 0
+
+
 def test_a_kind_leaves_out_the_sources_that_the_mix_names(make_recipe: Callable[..., Recipe]) -> None:
     recipe = make_recipe(stage=one_stage({"text": 1.0, "b": 1.0, "c": 2.0}, 400))
     assert orders_of(recipe)[0].shares == pytest.approx({"a": 0.25, "b": 0.25, "c": 0.5})
