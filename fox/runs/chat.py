@@ -53,10 +53,10 @@ def _answer(conversation: Conversation, line: str, sampling: Sampling, max_token
 def _lines(person: bool) -> Iterator[str]:
     """What is said, without empty lines; a person is asked for it."""
     while True:
-        if person:
-            sys.stderr.write("> ")
-            sys.stderr.flush()
         try:
+            if person:
+                sys.stderr.write("> ")
+                sys.stderr.flush()
             line = sys.stdin.readline()
         except KeyboardInterrupt:
             _aside(" (Ctrl-D ends)")
