@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Up to this many tokens a row, on a processor, three matrix products with all scores held beat torch's fused attention,
-# whose backward pass is slow there: 1.6, 1.3, 1.2 and 1.1 times the tokens a second of the tiny recipe's whole training step
-# at 128, 256, 512 and 1,024 tokens (LOG.md). The scores grow with the square of the row, so longer rows are the fused one's.
+# whose backward pass is slow there: 1.6, 1.3, 1.2 and 1.1 times the tokens a second of a whole training step, 12 layers of
+# 256, at 128, 256, 512 and 1,024 tokens (LOG.md). The scores grow with the square of the row, so longer rows are the fused one's.
 _MOST_TOKENS_BY_PRODUCTS = 1024
 
 
