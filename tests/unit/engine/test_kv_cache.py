@@ -1,4 +1,8 @@
-"""Decoding from the cache is the plain forward pass, in whatever pieces it comes."""
+"""Decoding from the cache is the plain forward pass, in whatever pieces it comes.
+
+Where results are compared they are computed in float64: products of one row and of many sum in other orders, and in float32
+what that leaves (1e-5 on some processors) is as large as the smallest fault worth finding.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ def prompt_BT() -> Tensor:
 
 
 def new_cache(model: Transformer, max_tokens: int = LENGTH) -> KVCache:
-    return KVCache(model.config, max_tokens, torch.float32, torch.device("cpu"))
+    return KVCache(model.config, max_tokens, next(model.parameters()).dtype, torch.device("cpu"))
 
 
 @torch.no_grad()
@@ -41,12 +45,13 @@ def decode_in_chunks(model: Transformer, prompt_BT: Tensor, chunk: int, drop_blo
 def test_cached_decoding_matches_plain_forward(
     make_model: Callable[..., Transformer], prompt_BT: Tensor, chunk: int, kv_heads: int
 ) -> None:
-    model = make_model(num_key_value_heads=kv_heads)
+    model = make_model(num_key_value_heads=kv_heads).double()
     assert_close(decode_in_chunks(model, prompt_BT, chunk), model(prompt_BT), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
 def test_that_check_notices_a_lost_block(tiny_model: Transformer, prompt_BT: Tensor) -> None:
+    tiny_model.double()
     damaged = decode_in_chunks(tiny_model, prompt_BT, chunk=7, drop_block=0)
     with pytest.raises(AssertionError):
         assert_close(damaged, tiny_model(prompt_BT), atol=1e-5, rtol=0)
@@ -56,7 +61,7 @@ def test_that_check_notices_a_lost_block(tiny_model: Transformer, prompt_BT: Ten
 @pytest.mark.parametrize("damaged", [False, True])
 @torch.no_grad()
 def test_truncated_and_gone_on_is_fresh(tiny_model: Transformer, prompt_BT: Tensor, kept: int, damaged: bool) -> None:
-    cache = new_cache(tiny_model, 2 * LENGTH)
+    cache = new_cache(tiny_model.double(), 2 * LENGTH)
     tiny_model(torch.cat([prompt_BT[:, :kept], prompt_BT.flip(1)[:, : LENGTH - kept]], dim=1), cache=cache)
     if not damaged:
         cache.truncate(kept)
