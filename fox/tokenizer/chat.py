@@ -4,27 +4,22 @@ What people write must never turn into a special token, also where a template tr
 So before rendering, whatever reads like a special token inside a message gets a stand-in for its first character, one that
 nobody used; the rendered text is cut at the special tokens that remain, which only the template can have written; then the
 characters come back.
-The loss mask is the template's own `{% generation %}` spans, marked the same way.
+The loss mask is the template's own `{% generation %}` spans, marked the same way. The rendering itself is in template.py: a
+template may be hostile.
 """
 
 from __future__ import annotations
 
-import datetime
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NoReturn
 
-import jinja2
-import jinja2.ext
 import numpy as np
-from jinja2 import nodes
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fox.errors import UserError
 from fox.formats.token_shards import Mask
+from fox.tokenizer.template import render
 from fox.tokenizer.tokenizer import Tokenizer
 
 Message = dict[str, str]
@@ -42,9 +37,19 @@ def encode_chats(
     tokenizer: Tokenizer, chats: Sequence[Sequence[Message]], add_generation_prompt: bool = False
 ) -> list[EncodedChat]:
     """Each conversation as the model sees it. Raises UserError where the template is missing, broken or refuses the messages."""
-    cut = [_segments(tokenizer, chat, add_generation_prompt) for chat in chats]
+    cut = _segments(tokenizer, chats, add_generation_prompt)
+    # Some tokenizers treat a text's very beginning in their own way, so what stands there is encoded apart from the rest.
+    is_first = [number == 0 for segments in cut for number, s in enumerate(segments) if s.special_id is None]
     plain = [segment.text for segments in cut for segment in segments if segment.special_id is None]
-    plain_ids = iter(tokenizer.encode_batch(plain))
+    first, rest = (
+        iter(
+            tokenizer.encode_batch(
+                [text for text, is_it in zip(plain, is_first, strict=True) if is_it is at_start], at_start
+            )
+        )
+        for at_start in (True, False)
+    )
+    plain_ids = iter([next(first if is_it else rest) for is_it in is_first])
     encoded = []
     for segments in cut:
         ids: list[int] = []
@@ -60,6 +65,15 @@ def encode_chats(
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> EncodedChat:
     """`encode_chats` for one conversation."""
     return encode_chats(tokenizer, [messages], add_generation_prompt)[0]
+
+
+def rendered_chats(
+    tokenizer: Tokenizer, chats: Sequence[Sequence[Message]], add_generation_prompt: bool = False
+) -> list[str]:
+    """Each conversation as the template writes it. For other engines' eyes: in text, nothing tells special tokens from look-alikes."""
+    return [
+        "".join(segment.text for segment in segments) for segments in _segments(tokenizer, chats, add_generation_prompt)
+    ]
 
 
 def check_template(tokenizer: Tokenizer) -> None:
@@ -80,48 +94,84 @@ class _Segment:
     is_learnt: bool
 
 
-def _segments(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool) -> list[_Segment]:
+@dataclass(frozen=True)
+class _Guarded:
+    """A conversation in which nothing reads like a special token, with the characters that nobody used in it."""
+
+    messages: list[Message]
+    opening: str
+    closing: str
+    as_written: dict[int, str]
+    """What stands for a special token's first character, and that character."""
+
+
+def _segments(
+    tokenizer: Tokenizer, chats: Sequence[Sequence[Message]], add_generation_prompt: bool
+) -> list[list[_Segment]]:
+    if not chats:
+        return []
+    template = _template(tokenizer)
+    specials = tuple(sorted(tokenizer.special_ids, key=len, reverse=True))
+    guarded = [_guard(specials, template, chat) for chat in chats]
+    shared = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **tokenizer.token_names}
+    own = [{"messages": chat.messages, "generation_marks": (chat.opening, chat.closing)} for chat in guarded]
+    rendered = render(template, shared, own)
+    return [_cut(tokenizer.special_ids, specials, chat, text) for chat, text in zip(guarded, rendered, strict=True)]
+
+
+def _template(tokenizer: Tokenizer) -> str:
+    """The tokenizer's template; of several, as older releases of transformers wrote them, the one that is named default."""
     template = tokenizer.config.get("chat_template")
+    if isinstance(template, list):
+        named = {
+            entry["name"]: entry["template"]
+            for entry in template
+            if isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "template"))
+        }
+        if "default" not in named:
+            raise UserError(
+                "tokenizer.chat_template",
+                problem=f"is a list in which none is named default: it has {', '.join(map(repr, named)) or 'no template'}",
+                mend="Write the one that you mean into the model's chat_template.jinja.",
+            )
+        return named["default"]
     if not isinstance(template, str):
         raise UserError(
             "tokenizer.chat_template", problem="this model has none", mend="Tune it first, or chat with a tuned model."
         )
+    return template
+
+
+def _guard(specials: tuple[str, ...], template: str, messages: Sequence[Message]) -> _Guarded:
+    """`specials` are the names of the special tokens, the longest first."""
     _check(messages)
-    specials = tuple(sorted(tokenizer.special_ids, key=len, reverse=True))
     firsts = sorted({special[0] for special in specials})
     written = template + "".join(specials) + "".join(value for message in messages for value in message.values())
     opening, closing, *others = _unused_characters(written, 2 + len(firsts))
     stand_in = dict(zip(firsts, others, strict=True))
-    as_written = {ord(other): first for first, other in stand_in.items()}
     guarded = [
         {key: _look_alike(specials).sub(lambda first: stand_in[first[0]], value) for key, value in message.items()}
         for message in messages
     ]
-    try:
-        rendered = _compiled(template).render(
-            messages=guarded,
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            generation_marks=(opening, closing),
-            **tokenizer.token_names,
-        )
-    except Exception as error:  # a template is someone's program: whatever it raises is its own mistake
-        reason = str(error) or type(error).__name__
-        raise UserError("tokenizer.chat_template", problem=f"can't render these messages: {reason}") from None
+    return _Guarded(guarded, opening, closing, {ord(other): first for first, other in stand_in.items()})
 
+
+def _cut(special_ids: dict[str, int], specials: tuple[str, ...], guarded: _Guarded, rendered: str) -> list[_Segment]:
+    """The rendered text, cut at its special tokens and at the marks around what the assistant says."""
     segments: list[_Segment] = []
     is_learnt = False
-    marks = [*map(re.escape, specials), opening, closing]
+    of_special: dict[tuple[str, bool], _Segment] = {}  # one for all of a kind: a hostile template may write millions
+    marks = [*map(re.escape, specials), guarded.opening, guarded.closing]
     for piece in re.split(f"({'|'.join(marks)})", rendered):
-        if piece == opening:
+        if piece == guarded.opening:
             is_learnt = True
-        elif piece == closing:
+        elif piece == guarded.closing:
             is_learnt = False
-        elif piece in tokenizer.special_ids:
-            segments.append(_Segment(piece, tokenizer.special_ids[piece], is_learnt))
+        elif piece in special_ids:
+            new = _Segment(piece, special_ids[piece], is_learnt)
+            segments.append(of_special.setdefault((piece, is_learnt), new))
         elif piece:
-            segments.append(_Segment(piece.translate(as_written), None, is_learnt))
+            segments.append(_Segment(piece.translate(guarded.as_written), None, is_learnt))
     return segments
 
 
@@ -155,42 +205,3 @@ def _unused_characters(text: str, count: int) -> list[str]:
     used = set(text)
     free = (chr(code) for code in range(0xF0000, 0xFFFFE) if chr(code) not in used)
     return [next(free) for _ in range(count)]
-
-
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}…{% endgeneration %}`: Hugging Face's marks around what the assistant says."""
-
-    tags = {"generation"}  # noqa: RUF012 (jinja2's own interface)
-
-    def parse(self, parser: Any) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        marks = nodes.Name("generation_marks", "load")
-        opening, closing = (nodes.Output([nodes.Getitem(marks, nodes.Const(n), "load")]) for n in (0, 1))
-        return nodes.Scope([opening, *body, closing], lineno=line)
-
-
-@lru_cache(maxsize=8)
-def _compiled(template: str) -> jinja2.Template:
-    """A template ready to render, in a sandbox that can change nothing; with the functions that Hugging Face's templates may call."""
-    sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
-    )
-    sandbox.globals["raise_exception"] = _raise_exception
-    sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    sandbox.filters["tojson"] = _tojson
-    return sandbox.from_string(template)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

@@ -34,21 +34,24 @@ class Tokenizer:
         self.vocab_size: int = 1 + max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         self.token_names = {key: name for key in config if key.endswith("_token") and (name := _name(config[key]))}
         self.bos_id, self.eos_id, self.pad_id = (self._named(f"{name}_token") for name in ("bos", "eos", "pad"))
-        self._is_byte_level = all(backend.token_to_id(letter) is not None for letter in _BYTE_OF_LETTER)
+        # By its decoder too: SmolLM2's vocabulary is byte-level and lacks the letters of 21 bytes that never occurred.
+        self.is_byte_level = _has_step(backend.decoder, "ByteLevel") or all(
+            backend.token_to_id(letter) is not None for letter in _BYTE_OF_LETTER
+        )
+        added = backend.get_added_tokens_decoder().items()
         self.special_ids: dict[str, int] = {
-            token.content: token_id
-            for token_id, token in backend.get_added_tokens_decoder().items()
-            if token.special and token.content
+            token.content: token_id for token_id, token in added if token.special and token.content
         }
+        self._added_text: dict[int, str] = {token_id: token.content for token_id, token in added if not token.special}
+        # What ends a reply: eos, and what else the model's loader knows of (a turn's end that is not the text's).
+        self.stop_ids: set[int] = set() if self.eos_id is None else {self.eos_id}
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """The tokenizer of a model directory. Raises UserError where it is missing or unusable."""
         try:
             backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-            config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            if not isinstance(config, dict):
-                raise ValueError("tokenizer_config.json is no JSON object")
+            config = _config(folder)
             template = folder / "chat_template.jinja"  # where newer releases of transformers put it
             if template.exists():
                 config["chat_template"] = template.read_text(encoding="utf-8")
@@ -58,14 +61,13 @@ class Tokenizer:
             ) from None
         except Exception as error:  # tokenizers raises bare Exception for all that is wrong with a file
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            mend = "Name a folder with a tokenizer.json."
             if not (folder / "tokenizer.json").exists():
                 reason = "there is no tokenizer.json"
-            raise UserError(
-                "tokenizer",
-                str(folder),
-                problem=f"can't be read: {reason}",
-                mend="Name a folder with a tokenizer.json.",
-            ) from None
+                if (old := _older_files(folder)) is not None:
+                    reason += f", only {old}"
+                    mend = "Save it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+            raise UserError("tokenizer", str(folder), problem=f"can't be read: {reason}", mend=mend) from None
         return cls(backend, config)
 
     def save(self, folder: Path) -> None:
@@ -73,22 +75,26 @@ class Tokenizer:
         write_atomically(folder / "tokenizer.json", self.backend.to_str(pretty=True))
         write_json(folder / "tokenizer_config.json", self.config)
 
-    def encode(self, text: str | bytes) -> list[int]:
-        """Token ids of plain text, without special tokens. Bytes that are no UTF-8 become byte tokens, so any bytes come back."""
+    def encode(self, text: str | bytes, at_start: bool = True) -> list[int]:
+        """Token ids of plain text, without special tokens. Bytes that are no UTF-8 become byte tokens, so any bytes come back.
+
+        Where tokens come before the text, say `at_start=False`: some tokenizers put a space in front of a text's first word alone.
+        """
         if isinstance(text, str):
-            return self.encode_batch([text])[0]
+            return self.encode_batch([text], at_start)[0]
         ids: list[int] = []
         for piece in _NO_UTF8.split(text.decode("utf-8", "surrogateescape")):
             if _NO_UTF8.match(piece):
-                ids.append(self._byte_ids[ord(piece) - 0xDC00])
+                ids.append(self._byte_id(ord(piece) - 0xDC00))
             elif piece:
-                ids += self.encode(piece)
+                ids += self.encode(piece, at_start and not ids)
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], at_start: bool = True) -> list[list[int]]:
         """`encode` for many texts at once, on all cores. Raises UserError for what is no text, or not for this tokenizer."""
+        backend = self.backend if at_start else self._backend_after_start
         try:
-            return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         except TypeError:  # a str that holds half a character, as Python spells an argument's bytes that are no UTF-8
             raise UserError("text", problem="is not UTF-8 text") from None
         except Exception as error:  # tokenizers raises bare Exception
@@ -101,30 +107,70 @@ class Tokenizer:
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The exact bytes of token ids, special tokens left out."""
         special = set(self.special_ids.values())
-        tokens = (self.backend.id_to_token(token_id) or "" for token_id in ids if token_id not in special)
-        if self._is_byte_level:
-            return bytes(_BYTE_OF_LETTER[letter] for token in tokens for letter in token)
-        return b"".join(
-            bytes([int(token[3:5], 16)]) if _FALLBACK.fullmatch(token) else token.replace("▁", " ").encode()
-            for token in tokens
-        )
+        return b"".join(self._bytes(token_id) for token_id in ids if token_id not in special)
 
     def stream(self) -> _Stream:
         """A decoder that takes one id at a time and gives text once it is whole characters."""
         return _Stream(self.backend)
 
+    @property
+    def adds_bos(self) -> bool:
+        """Whether this tokenizer, asked for special tokens, puts bos in front of a text. `encode` never does."""
+        return self.bos_id is not None and self._frame[0] == [self.bos_id]
+
+    @property
+    def adds_eos(self) -> bool:
+        """Whether this tokenizer, asked for special tokens, puts eos behind a text. `encode` never does."""
+        return self.eos_id is not None and self._frame[1] == [self.eos_id]
+
     @cached_property
-    def _byte_ids(self) -> list[int]:
-        """The token of each single byte. Raises UserError where one has none, since some text could not be written then."""
-        names = [_LETTER_OF_BYTE[byte] if self._is_byte_level else f"<0x{byte:02X}>" for byte in range(256)]
-        ids = [self.backend.token_to_id(name) for name in names]
-        if None in ids:
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """What comes before and behind a text with special tokens. Of an empty text alone it can't be told, where bos is eos."""
+        plain, framed = (self.backend.encode("a", add_special_tokens=special).ids for special in (False, True))
+        for start in range(len(framed) - len(plain) + 1):
+            if framed[start : start + len(plain)] == plain:
+                return framed[:start], framed[start + len(plain) :]
+        return [], []
+
+    @cached_property
+    def _backend_after_start(self) -> tokenizers.Tokenizer:
+        """The backend for text that does not begin a document: without the space in front that only its first word gets.
+
+        Newer conversions of Llama-2's tokenizer have it so (Metaspace, prepend_scheme first). Where every piece of text gets
+        the space, or none, it is the backend itself.
+        """
+        if not _has_step(self.backend.pre_tokenizer, "Metaspace"):
+            return self.backend
+        stated = json.loads(self.backend.to_str())
+        cutter = stated["pre_tokenizer"]
+        steps = cutter["pretokenizers"] if cutter["type"] == "Sequence" else [cutter]
+        for step in steps:
+            if step["type"] == "Metaspace" and step["prepend_scheme"] == "first":
+                step["prepend_scheme"] = "never"
+        backend = tokenizers.Tokenizer.from_str(json.dumps(stated))
+        backend.encode_special_tokens = True
+        return backend
+
+    def _bytes(self, token_id: int) -> bytes:
+        if (text := self._added_text.get(token_id)) is not None:
+            return text.encode()
+        token = self.backend.id_to_token(token_id) or ""
+        if self.is_byte_level:
+            if all(letter in _BYTE_OF_LETTER for letter in token):
+                return bytes(_BYTE_OF_LETTER[letter] for letter in token)
+            return token.encode()  # no text becomes this one; it shows as it is written
+        return bytes([int(token[3:5], 16)]) if _FALLBACK.fullmatch(token) else token.replace("▁", " ").encode()
+
+    def _byte_id(self, byte: int) -> int:
+        """The token of a single byte. Raises UserError where it has none."""
+        token_id = self.backend.token_to_id(_LETTER_OF_BYTE[byte] if self.is_byte_level else f"<0x{byte:02X}>")
+        if token_id is None:
             raise UserError(
                 "tokenizer",
-                problem="is neither byte-level nor does it fall back to bytes, so there is text that it can't write",
-                mend="Use one that is, as Llama's, Gemma's and Fox's own are.",
+                problem=f"has no token for the byte 0x{byte:02X}, so there is text that it can't write",
+                mend="Use one that is byte-level or falls back to bytes, as Llama's, Gemma's and Fox's own are.",
             )
-        return [token_id for token_id in ids if token_id is not None]
+        return token_id
 
     def _named(self, key: str) -> int | None:
         return self.backend.token_to_id(self.token_names[key]) if key in self.token_names else None
@@ -134,6 +180,37 @@ def _name(token: object) -> str | None:
     """A special token's name, written as it is or as an object with its `content`."""
     name = token.get("content") if isinstance(token, dict) else token
     return name if isinstance(name, str) else None
+
+
+def _has_step(part: object, kind: str) -> bool:
+    """Whether a decoder or pre-tokenizer is of this kind, or a sequence that has one."""
+    return part is not None and f'"type":"{kind}"'.encode() in part.__getstate__()  # type: ignore[operator]
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with the special tokens that only special_tokens_map.json names; older folders may have it alone."""
+    path, older = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    config: dict[str, Any] = {}
+    if older.exists():
+        config |= {key: token for key, token in _object(older).items() if key.endswith("_token")}
+    if path.exists() or not older.exists():
+        config |= _object(path)
+    return config
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return content
+
+
+def _older_files(folder: Path) -> str | None:
+    """The files of a tokenizer from before tokenizer.json, where there are some."""
+    if (folder / "tokenizer.model").exists():
+        return "tokenizer.model"
+    pair = ("vocab.json", "merges.txt")
+    return " and ".join(pair) if all((folder / name).exists() for name in pair) else None
 
 
 class _Stream:

@@ -144,10 +144,32 @@ def test_a_bad_template_is_refused(template: str, tiny_tokenizer: Tokenizer) -> 
         encode_chat(with_template(tiny_tokenizer, template), user("Hi"))
 
 
-@pytest.mark.parametrize("template", [None, 5, [{"name": "default", "template": "x"}]])
+@pytest.mark.parametrize("template", [None, 5, {"default": "x"}])
 def test_a_missing_template_is_told(template: object, tiny_tokenizer: Tokenizer) -> None:
     with pytest.raises(UserError, match=r"tokenizer\.chat_template"):
         encode_chat(with_template(tiny_tokenizer, template), user("Hi"))
+
+
+def test_of_several_templates_the_default_one_is_taken(tiny_tokenizer: Tokenizer) -> None:
+    several = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "{{ messages[0].content }}"}]
+    ids = encode_chat(with_template(tiny_tokenizer, several), user("Hi")).ids.tolist()
+    assert tiny_tokenizer.decode(ids) == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("several", "told"),
+    [
+        ([{"name": "tool_use", "template": "x"}, {"name": "rag", "template": "x"}], "it has 'tool_use', 'rag'"),
+        (
+            [{"name": "default", "template": None}, {"name": ["default"], "template": "x"}, "default"],
+            "it has no template",
+        ),
+        ([], "it has no template"),
+    ],
+)
+def test_several_templates_without_a_default_are_told(several: object, told: str, tiny_tokenizer: Tokenizer) -> None:
+    with pytest.raises(UserError, match=f"tokenizer.chat_template: is a list in which none is named default: {told}"):
+        encode_chat(with_template(tiny_tokenizer, several), user("Hi"))
 
 
 @pytest.mark.parametrize(

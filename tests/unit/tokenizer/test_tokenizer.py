@@ -184,3 +184,91 @@ def test_any_bytes_come_back_from_a_vocabulary_that_falls_back_to_bytes() -> Non
         assert tokenizer.decode_bytes([*ids, 0]) == raw
     with pytest.raises(AssertionError):
         assert tokenizer.decode_bytes(tokenizer.encode(" a")[:-1]) == b" a"
+
+
+def test_what_ends_a_reply_and_what_frames_a_text(tiny_tokenizer: Tokenizer) -> None:
+    assert tiny_tokenizer.stop_ids == {1}
+    assert tiny_tokenizer.adds_bos
+    assert not tiny_tokenizer.adds_eos
+    bare = Tokenizer(tiny_tokenizer.backend, {})
+    assert bare.stop_ids == set()
+    assert not bare.adds_bos
+    both = tokenizers.Tokenizer.from_str(tiny_tokenizer.backend.to_str())
+    for single, frame in (("<eos> $A", (True, False)), ("$A <eos>", (False, True)), ("<eos> $A <eos>", (True, True)), ("$A", (False, False))):  # fmt: skip
+        both.post_processor = tokenizers.processors.TemplateProcessing(single=single, special_tokens=[("<eos>", 1)])
+        tokenizer = Tokenizer(both, {"bos_token": "<eos>", "eos_token": "<eos>"})
+        assert (tokenizer.adds_bos, tokenizer.adds_eos) == frame
+
+
+def falls_back_to_bytes(scheme: str) -> tokenizers.Tokenizer:
+    vocabulary = {"<s>": 0, **{f"<0x{byte:02X}>": 1 + byte for byte in range(256)}, "▁": 257, "a": 258, "▁a": 259}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("▁", "a")], byte_fallback=True))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    backend.add_special_tokens(["<s>"])
+    return backend
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_only_the_first_word_gets_a_space_where_the_tokenizer_says_so(scheme: str) -> None:
+    """The same ids as the library gives for the whole, special tokens included."""
+    whole = falls_back_to_bytes(scheme)
+    tokenizer = Tokenizer(falls_back_to_bytes(scheme), {"bos_token": "<s>"})
+    assert tokenizer.encode("aa a") == whole.encode("aa a").ids
+    assert [0, *tokenizer.encode("aa a", at_start=False)] == whole.encode("<s>aa a").ids
+    assert tokenizer.encode("<s>a", at_start=False)[-1] == 258, "what looks special stays text"
+    # bytes that are no UTF-8 cut a text in pieces, and only the first of them begins it
+    assert tokenizer.decode_bytes(tokenizer.encode(b"a\xffa")) == {"first": b" a\xffa", "always": b" a\xff a", "never": b"a\xffa"}[scheme]  # fmt: skip
+
+
+def test_a_byte_level_vocabulary_that_lacks_some_bytes() -> None:
+    """As SmolLM2's does, which has no token for 21 bytes that never occurred."""
+    vocabulary = {letter: n for n, letter in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[:250])}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer = Tokenizer(backend, {})
+    assert tokenizer.decode_bytes(tokenizer.encode("a é")) == "a é".encode()
+    with pytest.raises(UserError, match="no token for the byte 0xAD"):  # its letter is the last of all
+        tokenizer.encode(b"\xad")
+
+
+def test_added_tokens_stand_for_their_own_text() -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({letter: n for n, letter in enumerate(sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()))}, []))  # fmt: skip
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_tokens(["  ", "é日"])
+    tokenizer = Tokenizer(backend, {})
+    for text in ("a  b", "xé日é"):
+        assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
+
+
+def test_special_tokens_that_only_the_older_file_names(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tiny_tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text('{"eos_token": "<eos>"}')
+    older = {"bos_token": {"content": "<bos>"}, "eos_token": "<pad>", "additional_special_tokens": ["<unk>"]}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(older))
+    loaded = Tokenizer.load(tmp_path)
+    assert (loaded.bos_id, loaded.eos_id) == (2, 1)
+    assert "additional_special_tokens" not in loaded.config
+    path.unlink()
+    assert Tokenizer.load(tmp_path).eos_id == 0
+    (tmp_path / "special_tokens_map.json").write_text("[]")
+    with pytest.raises(UserError, match=r"special_tokens_map\.json is no JSON object"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("names", [["tokenizer.model"], ["vocab.json", "merges.txt"]])
+def test_files_from_before_tokenizer_json_are_named(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=f"only {' and '.join(names)}.*save_pretrained"):
+        Tokenizer.load(tmp_path)
+
+
+def test_named_templates_are_kept(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    tiny_tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    named = [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": named}))
+    assert Tokenizer.load(tmp_path).config["chat_template"] == named
