@@ -65,6 +65,10 @@ class Source(Section):
     """Where a JSON or Parquet row keeps its text."""
     max_bad_fraction: Fraction = 0.01
     """The share of unusable records above which the run stops; below it they are set aside, counted and shown."""
+    license: str = ""
+    """Under which terms the documents are: an SPDX identifier or a short phrase. The model card tells it; empty is not stated."""
+    url: str = ""
+    """Where the documents come from, for the model card."""
 
 
 class Data(Section):
@@ -210,6 +214,8 @@ class Recipe(Section):
     """The run's folder below runs/."""
     seed: WholeOrZero = 0
     """Where all randomness starts: the same recipe and seed make the same run."""
+    license: str = ""
+    """Under which terms the model is given away: an SPDX identifier or a short phrase. Empty is not stated."""
     source: Annotated[dict[str, Source], Field(min_length=1)]
     data: Data = Data()
     tokenizer: Tokenizer
@@ -227,6 +233,18 @@ class Recipe(Section):
         if mix_key in self.source:
             return [mix_key]
         return [name for name, source in self.source.items() if source.kind == mix_key and name not in mix]
+
+
+def without_descriptions(page: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's values but for licences and addresses: these tell about a run, and change nothing that it makes."""
+    sources = page.get("source")
+    if isinstance(sources, dict):
+        page = {**page, "source": {name: _without(source, "license", "url") for name, source in sources.items()}}
+    return _without(page, "license")
+
+
+def _without(table: Any, *keys: str) -> Any:
+    return {key: value for key, value in table.items() if key not in keys} if isinstance(table, dict) else table
 
 
 def type_at(key: KeyPath) -> Any:

@@ -21,6 +21,7 @@ import jinja2
 
 from fox.artifacts import folder_made_whole
 from fox.errors import UserError
+from fox.recipe.write import toml_value
 from fox.report import quantities
 from fox.report.run_files import RunFiles, read_run
 from fox.report.tables import data_table, hashes, machine, scores_table, stages_table, steps_table
@@ -150,7 +151,11 @@ def summary(run: RunFiles) -> str:
         sentences.append(
             f"{what}, trained on {quantities.count(tokens)} tokens"
             + (f" in {quantities.listed(spent)}" if spent else "")
-            + (f" on {facts.threads} threads of {facts.cpu}" if facts.threads and facts.cpu else "")
+            + (
+                f" on {facts.threads} thread{'s' * (facts.threads != 1)} of {facts.cpu}"
+                if facts.threads and facts.cpu
+                else ""
+            )
             + "."
         )
     if results and (base := results.bits_per_byte.get("base")):
@@ -206,15 +211,7 @@ def _as_toml(value: Any) -> str:
         and value not in ("true", "false", "inf", "nan")
     ):
         return value
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {_as_toml_in_table(item)}" for key, item in value.items()) + " }"
-    return _as_toml_in_table(value)
-
-
-def _as_toml_in_table(value: Any) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(_as_toml_in_table(item) for item in value) + "]"
-    return _as_toml(value) if isinstance(value, dict) else json.dumps(value, ensure_ascii=False)
+    return toml_value(value)
 
 
 def _spelt(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -79,47 +80,82 @@ def data_table(run: RunFiles) -> Table | None:
     return Table(head, rows)
 
 
-def stages_table(run: RunFiles) -> Table | None:
-    """What each stage of training did, by its metrics."""
-    rows = []
-    for metrics in filter(None, (run.pretrain, run.tune)):
-        rows += [_stage_row(metrics, first, end, name) for name, first, end in _bands(metrics, run)]
-    head = ["stage", "chunk length", "mixture", "steps", "tokens", "tokens a step", "loss at its end", "time"]
-    return Table(head, rows, text_columns=3) if rows else None
+@dataclass(frozen=True)
+class StageFacts:
+    """What one stage of training did, by its metrics. `drawn` are tokens by source, most first; what isn't known is NaN."""
+
+    name: str
+    chunk_lengths: dict[str, float]
+    drawn: dict[str, float]
+    steps: int
+    tokens: float
+    peak_learning_rate: float
+    last_loss: float
+    seconds: float
+
+    @property
+    def chunks(self) -> str:
+        """One length, or one for each source."""
+        lengths = self.chunk_lengths
+        if len(set(lengths.values())) == 1:
+            return f"{next(iter(lengths.values())):.0f}"
+        return quantities.listed([f"{source} {length:.0f}" for source, length in lengths.items()]) or quantities.NONE
+
+    @property
+    def mixture(self) -> str:
+        """The shares of the six sources that gave most."""
+        total = sum(self.drawn.values())
+        told = [f"{source} {quantities.share(part, total)}" for source, part in list(self.drawn.items())[:6]]
+        return quantities.listed(told) or quantities.NONE
 
 
-def _bands(metrics: Metrics, run: RunFiles) -> list[tuple[str, int, int]]:
-    fallback = "tuning" if metrics is run.tune else "pre-training"
-    return [(band.name or fallback, band.first, band.end) for band in metrics.bands]
+def stages_of(metrics: Metrics, fallback: str) -> list[StageFacts]:
+    """The stages of one training; `fallback` is the name of one whose metrics name none."""
+    return [_stage_facts(metrics, band.first, band.end, band.name or fallback) for band in metrics.bands]
 
 
-def _stage_row(metrics: Metrics, first: int, end: int, name: str) -> list[str]:
+def _stage_facts(metrics: Metrics, first: int, end: int, name: str) -> StageFacts:
     rows = metrics.rows[first:end]
-    before_tokens = metrics.rows[first - 1].tokens if first else 0
-    before_seconds = metrics.rows[first - 1].seconds if first else 0
     drawn: Counter[str] = Counter()
     lengths: dict[str, float] = {}
     for row in rows:
         drawn.update(row.mix)
         lengths.update(row.chunk_length)
-    tokens = rows[-1].tokens - before_tokens
     last = [row.loss for row in rows[-max(1, len(rows) // 20) :]]
-    one_length = len(set(lengths.values())) == 1
-    return [
-        name,
-        f"{next(iter(lengths.values())):.0f}"
-        if one_length
-        else quantities.listed([f"{source} {length:.0f}" for source, length in lengths.items()]) or quantities.NONE,
-        quantities.listed(
-            [f"{source} {quantities.share(part, drawn.total())}" for source, part in drawn.most_common(6)]
-        )
-        or quantities.NONE,
-        quantities.exact(len(rows)),
-        quantities.count(tokens),
-        quantities.exact(tokens / len(rows)),
-        quantities.decimal(sum(last) / len(last)),
-        quantities.duration(rows[-1].seconds - before_seconds),
+    rates = [row.learning_rate for row in rows if math.isfinite(row.learning_rate)]
+    return StageFacts(
+        name=name,
+        chunk_lengths=lengths,
+        drawn=dict(drawn.most_common()),
+        steps=len(rows),
+        tokens=rows[-1].tokens - (metrics.rows[first - 1].tokens if first else 0),
+        peak_learning_rate=max(rates, default=math.nan),
+        last_loss=sum(last) / len(last),
+        seconds=rows[-1].seconds - (metrics.rows[first - 1].seconds if first else 0),
+    )
+
+
+def stages_table(run: RunFiles) -> Table | None:
+    """What each stage of training did, by its metrics."""
+    stages = [
+        *(stages_of(run.pretrain, "pre-training") if run.pretrain else []),
+        *(stages_of(run.tune, "tuning") if run.tune else []),
     ]
+    rows = [
+        [
+            stage.name,
+            stage.chunks,
+            stage.mixture,
+            quantities.exact(stage.steps),
+            quantities.count(stage.tokens),
+            quantities.exact(stage.tokens / stage.steps),
+            quantities.decimal(stage.last_loss),
+            quantities.duration(stage.seconds),
+        ]
+        for stage in stages
+    ]
+    head = ["stage", "chunk length", "mixture", "steps", "tokens", "tokens a step", "loss at its end", "time"]
+    return Table(head, rows, text_columns=3) if rows else None
 
 
 def steps_table(run: RunFiles) -> Table | None:

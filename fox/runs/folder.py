@@ -19,6 +19,7 @@ import fox
 from fox.artifacts import remove_at_once, sha256_of, stamp_of, write_atomically, write_json
 from fox.errors import Failure, UserError
 from fox.recipe import LoadedRecipe, Recipe
+from fox.recipe.schema import without_descriptions
 
 STEPS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer",),
@@ -132,14 +133,31 @@ class Run:
         """Keep the resolved recipe with the run; or the one before it, where the block finds that this one can't be used."""
         path = self.folder / "recipe.json"
         before = path.read_bytes() if path.is_file() else None
-        rows = [[key, value, origin] for key, value, origin in self.loaded.rows()]
-        write_json(path, {"recipe": self.recipe.model_dump(), "rows": rows})
+        write_json(path, self._kept())
         try:
             yield
         except UserError:
             if before is not None:
                 write_atomically(path, before)
             raise
+
+    def keep_descriptions(self) -> None:
+        """Take licences and addresses that have changed since into the recipe that is kept: no step is done again for them.
+
+        A kept recipe that differs in more than these stays as it is, for it is what the run was made with.
+        """
+        path = self.folder / "recipe.json"
+        try:
+            kept = json.loads(path.read_bytes())["recipe"]
+            same_run = without_descriptions(kept) == without_descriptions(self._kept()["recipe"])
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return  # none yet, or damaged: the next step that is done writes it
+        if same_run and kept != self._kept()["recipe"]:
+            write_json(path, self._kept())
+
+    def _kept(self) -> dict[str, Any]:
+        rows = [[key, value, origin] for key, value, origin in self.loaded.rows()]
+        return json.loads(json.dumps({"recipe": self.recipe.model_dump(), "rows": rows}))
 
     def _made_by(self, step: str) -> dict[str, Path]:
         files = sorted(path for name in STEPS[step] for path in (self.folder / name).rglob("*") if path.is_file())
@@ -173,5 +191,9 @@ def flat(inputs: Any, key: str = "") -> dict[str, Any]:
 
 
 def sections(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:
-    """Some of a recipe's tables, as they go into a manifest. JSON has no tuples or whole floats of its own, so it goes through JSON."""
-    return json.loads(json.dumps({name: recipe.model_dump()[name] for name in names}))
+    """Some of a recipe's tables, as they go into a manifest: without what only describes, so that a licence may be added later.
+
+    JSON has no tuples or whole floats of its own, so it goes through JSON.
+    """
+    page = without_descriptions(recipe.model_dump())
+    return json.loads(json.dumps({name: page[name] for name in names}))

@@ -41,6 +41,7 @@ def do_steps(loaded: LoadedRecipe, folder: Path, wanted: Sequence[str], redo: st
             if step == "tune" and not run.recipe.tune:
                 continue
             _do(run, step, console)
+        run.keep_descriptions()
     return run
 
 
