@@ -81,6 +81,34 @@ def folder_made_whole(path: Path) -> Iterator[Path]:
             _remove(replaced)
 
 
+@contextlib.contextmanager
+def file_made_whole(path: Path) -> Iterator[Path]:
+    """A new file to write, which takes its name only when the block ends well. The block may open it by its name as it likes.
+
+    Raises Failure where another process is writing the same file.
+    """
+    partial = path.with_name(f"{PARTIAL}{path.name}")
+    with disk_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Failure(f"{path}: another process is writing it. Wait for it, or name another file.") from None
+            os.truncate(descriptor, 0)
+            try:
+                yield partial
+                os.fsync(descriptor)
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
+        finally:
+            os.close(descriptor)
+        _fsync(path.parent)
+
+
 def sweep_partials(folder: Path) -> None:
     """Undo what killed processes left half-done below `folder`, as far as it can be. Only for the holder of its lock.
 

@@ -27,6 +27,13 @@ app = typer.Typer(
 )
 
 RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file: recipes/tiny.toml.")]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run (runs/tiny), a model's folder (Hugging Face, safetensors), a .gguf file, or a name on the hub (owner/model).",
+    ),
+]
 Override = Annotated[
     list[str] | None,
     typer.Option(
@@ -121,9 +128,42 @@ def tune(recipe: RecipePath, override: Override = None, out: Out = None, redo: R
 
 
 @app.command(name="eval")
-def evaluate(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
-    """Measure both models on held-out text: bits per byte, beside a bigram model, and how the replies read."""
-    done = _do(recipe, override, out, ["eval"], redo)
+def evaluate(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|MODEL", help="A recipe (.toml), or any model: see `fox chat`.")
+    ],
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="For a model: a file or folder of text to measure it on. Repeat it for more."),
+    ] = None,
+    chats: Annotated[list[Path] | None, typer.Option(help="For a model: chats as JSON Lines with `messages`.")] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=2, help="For a model: measure on so many tokens of each file at most.")
+    ] = 20_000,
+    as_json: Annotated[bool, typer.Option("--json", help="For a model: print JSON for a program.")] = False,
+    override: Override = None,
+    out: Out = None,
+    redo: Redo = None,
+) -> None:
+    """Measure how well text is predicted, in bits per byte: a run's models on held-out text, or any model on your files.
+
+    With a recipe: base and tuned model beside a bigram model, and how the replies read.
+    """
+    from rich.console import Console
+
+    for_model = {"--text": text, "--chats": chats, "--json": as_json}
+    for_recipe = {"-o": override, "--out": out, "--redo": redo}
+    is_recipe = target.endswith(".toml")
+    for option, value in (for_model if is_recipe else for_recipe).items():
+        if value:
+            kind, other = ("recipe", "model") if is_recipe else ("model", "recipe")
+            raise UserError(option, problem=f"is for a {other}, and {target} is a {kind}", mend="Leave it out.")
+    if not is_recipe:
+        from fox.runs.score import score_model
+
+        score_model(target, text or [], chats or [], max_tokens, as_json, Console(stderr=True))
+        return
+    done = _do(Path(target), override, out, ["eval"], redo)
     from fox.runs.summary import print_scores
 
     print_scores(done)
@@ -145,7 +185,7 @@ def report(
 
 @app.command()
 def chat(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model's folder: runs/tiny/tuned.")],
+    model: ModelName,
     prompt: Annotated[str | None, typer.Option(help="Answer this one message and end.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
     temperature: Annotated[
@@ -158,12 +198,69 @@ def chat(
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same replies.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="The longest reply.")] = 256,
 ) -> None:
-    """Talk with a model. Ctrl-C stops a reply, Ctrl-D ends; lines from a pipe are answered one by one."""
+    """Talk with a model: a run, a Hugging Face folder, a GGUF file, or a name on the hub.
+
+    Ctrl-C stops a reply, Ctrl-D ends; lines from a pipe are answered one by one.
+    """
     from fox.engine.sampler import Sampling
     from fox.runs.chat import chat_with
 
     sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, seed=seed)
     chat_with(model, prompt, system, sampling, max_tokens)
+
+
+@app.command(name="export")
+def export_(
+    model: ModelName,
+    out: Annotated[Path, typer.Option("--out", metavar="PATH", help="The file (gguf) or folder (hf, ollama) to make.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="gguf (llama.cpp, LM Studio), hf (transformers, vLLM), or ollama (a GGUF and its Modelfile)."
+        ),
+    ] = "gguf",
+    file_type: Annotated[
+        str | None,
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="f32, f16, bf16; for gguf and ollama q8_0, q5_1, q5_0, q4_k_m, q4_1, q4_0 too.",
+            show_default="as it is stored",
+        ),
+    ] = None,
+    shard_size: Annotated[str, typer.Option(help="For hf: cut the weights into files of at most this size.")] = "5GB",
+) -> None:
+    """Write a model for other engines. It is read back and compared with its source before it counts as done.
+
+    Token ids must be equal on texts known to be hard, and predictions within what the type's rounding does; otherwise no file
+    is left.
+    """
+    from rich.console import Console
+
+    from fox.runs.export import export_model
+
+    export_model(model, to, file_type, out, shard_size, Console(stderr=True))
+
+
+@app.command()
+def compare(
+    model_a: Annotated[
+        str, typer.Argument(metavar="MODEL_A", help="The model to hold the other against: see `fox chat`.")
+    ],
+    model_b: Annotated[
+        str, typer.Argument(metavar="MODEL_B", help="The other: converted, quantised, or tuned further.")
+    ],
+    text: Annotated[Path, typer.Option(help="A text file that both read.")],
+    chunk: Annotated[int, typer.Option(min=2, help="Tokens of context at most.")] = 512,
+    max_tokens: Annotated[int, typer.Option(min=2, help="Compare on so many tokens at most.")] = 8192,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """How far two models agree on a text: likeliest token, KL divergence, perplexity. For whatever was converted or quantised."""
+    from rich.console import Console
+
+    from fox.runs.compare import compare_models
+
+    compare_models(model_a, model_b, text, chunk, max_tokens, as_json, Console(stderr=True))
 
 
 @app.callback(invoke_without_command=True)

@@ -37,7 +37,7 @@ class Conversation:
         self._cache.truncate(known)
         self._seen = list(prompt)
         stream = self.tokenizer.stream()
-        stop = set() if self.tokenizer.eos_id is None else {self.tokenizer.eos_id}
+        stop = self.tokenizer.stop_ids
         self.ended = False
         said: list[int] = []
         shown = ""

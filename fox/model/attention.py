@@ -1,7 +1,7 @@
-"""Causal grouped-query attention, with rotary positions, within documents only.
+"""Causal grouped-query attention, within documents only.
 
 B rows, T new tokens, S all tokens so far, D hidden size, N query heads, K key/value heads, G = N/K query heads a key/value
-head, H head size, R = H/2 rotated pairs
+head, H head size
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from fox.kernels.attention import attend, causal_mask
 from fox.model.config import ModelConfig
+from fox.model.norm import RMSNorm
+from fox.model.rotary import rotate
 
 
 class LayerCache(Protocol):
@@ -24,7 +26,7 @@ class LayerCache(Protocol):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al., arXiv 2305.13245) with rotary positions (Su et al., arXiv 2104.09864)."""
+    """Grouped-query attention (Ainslie et al., arXiv 2305.13245), where asked for with Qwen3's norm of queries and keys (2505.09388)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,12 +37,16 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
     def forward(
         self, x_BTD: Tensor, turn: tuple[Tensor, Tensor], mask_B1TS: Tensor | None, cache: LayerCache | None
     ) -> Tensor:
-        q_BNTH = rotate(self._heads(self.q_proj(x_BTD)), *turn)
-        k_BKSH = rotate(self._heads(self.k_proj(x_BTD)), *turn)
+        q_BNTH, k_BKSH = self._heads(self.q_proj(x_BTD)), self._heads(self.k_proj(x_BTD))
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BNTH, k_BKSH = self.q_norm(q_BNTH), self.k_norm(k_BKSH)
+        q_BNTH, k_BKSH = rotate(q_BNTH, *turn), rotate(k_BKSH, *turn)
         v_BKSH = self._heads(self.v_proj(x_BTD))
         if cache is not None:
             k_BKSH, v_BKSH = cache.extend(k_BKSH, v_BKSH)
@@ -63,17 +69,3 @@ def places_in_segments(segment_BT: Tensor) -> Tensor:
     starts_BT = torch.ones_like(segment_BT, dtype=torch.bool)
     starts_BT[:, 1:] = segment_BT[:, 1:] != segment_BT[:, :-1]
     return place_BT - torch.where(starts_BT, place_BT, 0).cummax(dim=1).values
-
-
-def rotary_turn(place_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine (B, 1, T, R) by which each pair of a head turns at each place."""
-    frequency_R = theta ** -(torch.arange(0, head_dim, 2, device=place_BT.device, dtype=torch.float32) / head_dim)
-    angle_B1TR = (place_BT[:, :, None].float() * frequency_R)[:, None]
-    return angle_B1TR.cos(), angle_B1TR.sin()
-
-
-def rotate(x_BKTH: Tensor, cos_B1TR: Tensor, sin_B1TR: Tensor) -> Tensor:
-    """Turn each pair (i, i + H/2) of a head, the order of Hugging Face's Llama weights."""
-    first, second = x_BKTH.float().chunk(2, dim=-1)
-    turned = torch.cat([first * cos_B1TR - second * sin_B1TR, second * cos_B1TR + first * sin_B1TR], dim=-1)
-    return turned.to(x_BKTH.dtype)

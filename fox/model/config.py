@@ -1,20 +1,40 @@
-"""A model's shape, and its two written forms: a recipe's [model] and Hugging Face's config.json."""
+"""A model's shape, and two of its written forms: a recipe's [model] and Hugging Face's config.json. GGUF's is in `gguf`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from fox.errors import UserError
 from fox.recipe.schema import Model
 
 # No model's sizes are larger (torch counts a matrix of two such in 64 bits), so a config.json that says so is wrong or hostile.
-_LARGEST = 1 << 28
+LARGEST = 1 << 28
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary positions are stretched past the context that the model was first trained for, in Hugging Face's words.
+
+    "linear" divides every frequency by `factor` (Chen et al., arXiv 2306.15595); "llama3" the low ones alone, with a smooth
+    passage between the two bounds (Llama 3.1's model card and code).
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def to_hugging_face(self) -> dict[str, Any]:
+        if self.kind == "linear":
+            return {"rope_type": "linear", "factor": self.factor}
+        return {"rope_type": self.kind, **{key: value for key, value in vars(self).items() if key != "kind"}}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a Llama-style decoder, in Hugging Face's words."""
+    """The shape of a Llama-style decoder, in Hugging Face's words. `qk_norm` is Qwen3's norm of queries and keys."""
 
     vocab_size: int
     hidden_size: int
@@ -28,6 +48,8 @@ class ModelConfig:
     rms_norm_eps: float
     initializer_range: float
     tie_word_embeddings: bool
+    rope_scaling: RopeScaling | None = None
+    qk_norm: bool = False
 
     @classmethod
     def from_recipe(cls, model: Model, vocab_size: int) -> ModelConfig:
@@ -38,30 +60,27 @@ class ModelConfig:
     @classmethod
     def from_hugging_face(cls, config: dict[str, Any], place: str) -> ModelConfig:
         """Read a config.json. Raises UserError for an architecture or an option that this model does not have."""
-        if config.get("architectures") != ["LlamaForCausalLM"]:
+        named = config.get("architectures")
+        architecture = named[0] if isinstance(named, list) and len(named) == 1 else None
+        if not isinstance(architecture, str) or architecture not in _ARCHITECTURES:
             raise UserError(
-                "architectures", config.get("architectures"), place=place,
-                problem="is not supported", mend='["LlamaForCausalLM"] is.',
+                "architectures", named, place=place,
+                problem="is not supported", mend=f"{' and '.join(_ARCHITECTURES)} are.",
             )  # fmt: skip
-        ropes = {key: config.get(key) or {} for key in ("rope_parameters", "rope_scaling")}  # its new and its old place
-        for key, rope in ropes.items():
-            kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
-            if kind != "default":
-                raise UserError(
-                    key, rope, place=place, problem="is not supported", mend="Rotary positions without scaling are."
-                )
-        supported = {
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "attention_dropout": 0,
-            "quantization_config": None,
-        }
-        for key, value in supported.items():
+        for key, value in _SUPPORTED.items():
             if config.get(key) not in (None, value):
                 raise UserError(key, config[key], place=place, problem="is not supported", mend=f"{value!r} is.")
-        theta = next((rope["rope_theta"] for rope in ropes.values() if "rope_theta" in rope), config.get("rope_theta"))
-        values = _Values({**config, "rope_theta": theta}, place)
+        kinds = config.get("layer_types") or []
+        if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+            raise UserError(
+                "layer_types",
+                kinds,
+                place=place,
+                problem="is not supported",
+                mend='"full_attention" in every layer is.',
+            )
+        theta, scaling = _rope(config, place)
+        values = JsonValues({**config, "rope_theta": theta}, place)
         heads, hidden = values.whole("num_attention_heads"), values.whole("hidden_size")
         shape = cls(
             vocab_size=values.whole("vocab_size"),
@@ -76,39 +95,92 @@ class ModelConfig:
             rms_norm_eps=values.positive("rms_norm_eps"),
             initializer_range=values.positive("initializer_range", 0.02),
             tie_word_embeddings=values.yes_or_no("tie_word_embeddings", False),
+            rope_scaling=scaling,
+            qk_norm=_ARCHITECTURES[architecture] == "qwen3",
         )
-        if heads % shape.num_key_value_heads or shape.head_dim % 2 or heads * shape.head_dim > _LARGEST:
-            raise UserError("config.json", place=place, problem="describes a shape that no model can have")
+        shape.check(place)
         return shape
 
-    def to_hugging_face(self, bos_id: int | None, eos_id: int | None, pad_id: int | None) -> dict[str, Any]:
+    def check(self, place: str) -> None:
+        """Raise UserError for a shape that no model can have."""
+        heads = self.num_attention_heads
+        if heads % self.num_key_value_heads or self.head_dim % 2 or heads * self.head_dim > LARGEST:
+            raise UserError("model", place=place, problem="has heads of a shape that no model can have")
+
+    def to_hugging_face(self, bos_id: int | None, eos_id: int | list[int] | None, pad_id: int | None) -> dict[str, Any]:
         """What config.json says of this model. `torch_dtype` is added by whoever writes the weights."""
+        shape = {key: value for key, value in vars(self).items() if key not in ("rope_scaling", "qk_norm")}
+        model_type = "qwen3" if self.qk_norm else "llama"
+        (architecture,) = (name for name, kind in _ARCHITECTURES.items() if kind == model_type)
         return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
+            "architectures": [architecture],
+            "model_type": model_type,
             "hidden_act": "silu",
             "attention_bias": False,
             "attention_dropout": 0.0,
-            "mlp_bias": False,
-            "rope_scaling": None,
+            **({} if self.qk_norm else {"mlp_bias": False}),
+            "rope_scaling": self.rope_scaling.to_hugging_face() if self.rope_scaling else None,
             "use_cache": True,
             "bos_token_id": bos_id,
             "eos_token_id": eos_id,
             "pad_token_id": pad_id,
-            **vars(self),
+            **shape,
         }
 
 
-class _Values:
+_ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen3ForCausalLM": "qwen3"}
+
+_SUPPORTED = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0,
+    "quantization_config": None,
+    "use_sliding_window": False,
+}
+"""Options of these architectures, and the one value of each that Fox's model computes."""
+
+
+def _rope(config: dict[str, Any], place: str) -> tuple[Any, RopeScaling | None]:
+    """Theta (None where the config has none) and scaling, from the new place of the two or the old."""
+    theta, scaling = config.get("rope_theta"), None
+    for key in ("rope_scaling", "rope_parameters"):  # transformers before and since release 5
+        rope = config.get(key) or {}
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
+        if kind not in ("default", "linear", "llama3"):
+            raise UserError(
+                key, rope, place=place, problem="is not supported",
+                mend='Rotary positions without scaling, and of type "linear" or "llama3", are.',
+            )  # fmt: skip
+        theta = rope.get("rope_theta", theta)
+        if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise UserError(key, rope, place=place, problem="turns a part of each head only, which is not supported")
+        values = JsonValues(rope, place, f"{key}.")
+        if kind == "linear":
+            scaling = RopeScaling("linear", values.positive("factor"))
+        elif kind == "llama3":
+            scaling = RopeScaling(
+                "llama3",
+                values.positive("factor"),
+                values.positive("low_freq_factor"),
+                values.positive("high_freq_factor"),
+                values.whole("original_max_position_embeddings"),
+            )
+            if scaling.high_freq_factor <= scaling.low_freq_factor:
+                raise UserError(key, rope, place=place, problem="has a high_freq_factor not above its low_freq_factor")
+    return theta, scaling
+
+
+class JsonValues:
     """What a config.json of unknown origin holds, each value of the kind that is asked for. Without one, and null, is the default."""
 
-    def __init__(self, config: dict[str, Any], place: str) -> None:
-        self._config, self._place = config, place
+    def __init__(self, config: dict[str, Any], place: str, within: str = "") -> None:
+        self._config, self._place, self._within = config, place, within
 
     def whole(self, key: str, default: int | None = None) -> int:
         value = self._get(key, default)
-        if type(value) is not int or not 1 <= value <= _LARGEST:
-            raise self._wrong(key, value, f"is no whole number from 1 to {_LARGEST:,}")
+        if type(value) is not int or not 1 <= value <= LARGEST:
+            raise self._wrong(key, value, f"is no whole number from 1 to {LARGEST:,}")
         return value
 
     def positive(self, key: str, default: float | None = None) -> float:
@@ -128,8 +200,8 @@ class _Values:
         if value is None:
             value = default
         if value is None:
-            raise UserError(key, place=self._place, problem="is missing")
+            raise UserError(f"{self._within}{key}", place=self._place, problem="is missing")
         return value
 
     def _wrong(self, key: str, value: object, problem: str) -> UserError:
-        return UserError(key, value, place=self._place, problem=problem)
+        return UserError(f"{self._within}{key}", value, place=self._place, problem=problem)

@@ -13,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fox.kernels.attention import additive, causal_mask
-from fox.model.attention import Attention, LayerCache, document_mask, places_in_segments, rotary_turn
+from fox.model.attention import Attention, LayerCache, document_mask, places_in_segments
 from fox.model.config import ModelConfig
+from fox.model.norm import RMSNorm
+from fox.model.rotary import rotary_turn
 
 
 class Cache(Protocol):
@@ -22,19 +24,6 @@ class Cache(Protocol):
 
     num_tokens: int
     layers: Sequence[LayerCache]
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm (Zhang and Sennrich, arXiv 1910.07467), computed in float32."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        x32 = x.float()
-        return self.weight * (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 class GatedMLP(nn.Module):
@@ -109,7 +98,7 @@ class Transformer(nn.Module):
             place_BT = torch.arange(seen_tokens, seen_tokens + new_tokens, device=tokens_BT.device)[None]
             if seen_tokens:
                 mask_B1TS = causal_mask(new_tokens, seen_tokens + new_tokens, tokens_BT.device)
-        turn = rotary_turn(place_BT, self.config.head_dim, self.config.rope_theta)
+        turn = rotary_turn(place_BT, self.config)
         x_BTD = self.embed_tokens(tokens_BT)
         for number, block in enumerate(self.layers):
             x_BTD = block(x_BTD, turn, mask_B1TS, cache.layers[number] if cache else None)

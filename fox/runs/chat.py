@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from fox.engine.conversation import Conversation
 from fox.engine.sampler import Sampling
 from fox.errors import UserError
-from fox.model.directory import load_model
+from fox.runs.models import find_model, open_named
 
 
-def chat_with(folder: Path, prompt: str | None, system: str | None, sampling: Sampling, max_tokens: int) -> None:
+def chat_with(name: str, prompt: str | None, system: str | None, sampling: Sampling, max_tokens: int) -> None:
     """Answer `prompt`, or each line of standard input until it ends. Replies go to standard output, all else to standard error."""
-    model, tokenizer = load_model(folder)
-    conversation = Conversation(model, tokenizer, system)
+    stored = open_named(find_model(name))
+    conversation = Conversation(stored.load(), stored.tokenizer, system)
     if prompt is not None:
         _answer(conversation, prompt, sampling, max_tokens)
         return
     person = sys.stdin.isatty()
     if person:
-        _aside(f"Chatting with {folder}. Ctrl-C stops a reply, Ctrl-D ends.")
+        _aside(f"Chatting with {name}. Ctrl-C stops a reply, Ctrl-D ends.")
     for line in _lines(person):
         forgotten = conversation.forgotten_turns
         try:

@@ -17,7 +17,7 @@ from torch import nn
 
 from fox.artifacts import folder_made_whole, sha256_of, write_json
 from fox.errors import Failure, UserError
-from fox.formats.huggingface import read_safetensors, write_safetensors
+from fox.formats.safetensors import read_safetensors, write_safetensors
 
 _FILES = ("model.safetensors", "optimizer.safetensors")
 _STATE = "state.json"

@@ -21,6 +21,7 @@ from fox.engine.sampler import Sampling
 from fox.kernels.attention import attend_plainly
 from fox.model import Transformer, attention, transformer
 from fox.model.directory import load_model, save_model
+from fox.model.norm import RMSNorm
 from fox.tokenizer import Tokenizer
 
 LAYOUTS = {
@@ -125,12 +126,12 @@ def all_seeing(q: Tensor, k: Tensor, v: Tensor, may_see: Tensor | None) -> Tenso
     return attend_plainly(q, k, v, torch.ones(1, 1, q.shape[2], k.shape[2], dtype=torch.bool))
 
 
-def without_norm_weight(norm: transformer.RMSNorm, x: Tensor) -> Tensor:
+def without_norm_weight(norm: RMSNorm, x: Tensor) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
 
 
-def of_each_norm(model: Transformer) -> Iterator[transformer.RMSNorm]:
-    return (module for module in model.modules() if isinstance(module, transformer.RMSNorm))
+def of_each_norm(model: Transformer) -> Iterator[RMSNorm]:
+    return (module for module in model.modules() if isinstance(module, RMSNorm))
 
 
 Damage = Callable[[pytest.MonkeyPatch, Transformer], object]
@@ -145,7 +146,7 @@ DAMAGES: dict[str, Damage] = {
     "a block lost": lambda patch, model: model.layers.pop(1),
     "two blocks swapped": lambda patch, model: model.layers.append(model.layers.pop(0)),
     "no eps": lambda patch, model: [setattr(norm, "eps", 0.0) for norm in of_each_norm(model)],
-    "no norm weight": lambda patch, model: patch.setattr(transformer.RMSNorm, "forward", without_norm_weight),
+    "no norm weight": lambda patch, model: patch.setattr(RMSNorm, "forward", without_norm_weight),
     "another theta": lambda patch, model: setattr(
         model, "config", dataclasses.replace(model.config, rope_theta=20_000.0)
     ),

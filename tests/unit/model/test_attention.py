@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from fox.kernels.attention import additive, attend, attend_plainly, causal_mask
-from fox.model import Transformer, attention
+from fox.model import ModelConfig, Transformer, attention
 from fox.model.attention import document_mask, places_in_segments
+from fox.model.rotary import rotary_turn
 
 LENGTHS = [5, 1, 9, 2]
 
@@ -114,9 +115,9 @@ def test_places_start_anew_with_each_document(
     """Rotary attention knows only distances, so no output shows it; it is the turn itself that must be the same."""
     seen: list[Tensor] = []
 
-    def spy(place_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    def spy(place_BT: Tensor, config: ModelConfig) -> tuple[Tensor, Tensor]:
         seen.append(place_BT)
-        return attention.rotary_turn(place_BT, head_dim, theta)
+        return rotary_turn(place_BT, config)
 
     monkeypatch.setattr("fox.model.transformer.rotary_turn", spy)
     tiny_model(*packed)

@@ -1,0 +1,218 @@
+"""Weights in safetensors files: one, or several with an index, read and written a few rows at a time.
+
+The safetensors library checks what it opens (lengths, overlaps, types) and runs nothing that is in a file. It can only write
+what is all in memory, so a large model's files are written here: eight bytes of length, a JSON header, then the data.
+
+R rows, C columns
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fox.artifacts import disk_failures, write_json
+from fox.errors import Failure, UserError
+from fox.formats.gguf.block_types import BlockType
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_FLOATS = ("F32", "F16", "BF16")
+_LARGEST_INDEX = 64 << 20
+
+
+class SafetensorsFiles:
+    """The weights of a model directory. Raises UserError where they are missing, damaged, or no floating-point numbers."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file_of: dict[str, Path] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.stored_types: dict[str, str] = {}
+        for path, names in _files(folder).items():
+            with _opened(path) as file:
+                for name in file.keys():  # noqa: SIM118 (no dict)
+                    self._add(path, name, file.get_slice(name))
+                lost = sorted((names or set()) - set(file.keys()))
+                if lost:
+                    raise UserError(
+                        "model", str(path), problem=f"lacks {lost[0]}, which {_INDEX} says it holds",
+                        mend="Copy or make it again.",
+                    )  # fmt: skip
+
+    def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows `start` to `stop` of a tensor as it is stored (R, C). A vector is one row."""
+        with _opened(self._file_of[name]) as file:  # anew each time, so that no more than this tensor stays mapped
+            if len(self.shapes[name]) == 1:
+                return file.get_tensor(name)[None]
+            return file.get_slice(name)[start:stop]
+
+    def _add(self, path: Path, name: str, tensor: Any) -> None:
+        if name in self.shapes:
+            raise UserError(
+                "model", str(path), problem=f"holds {name}, and so does {self._file_of[name].name}",
+                mend="Remove the file that is not this model's.",
+            )  # fmt: skip
+        dtype = tensor.get_dtype()
+        if dtype not in _FLOATS:
+            raise UserError(
+                "model", str(path), problem=f"holds {name} as {dtype}, which is not supported",
+                mend=f"{', '.join(_FLOATS)} are.",
+            )  # fmt: skip
+        self._file_of[name] = path
+        self.shapes[name] = tuple(tensor.get_shape())
+        self.stored_types[name] = dtype
+
+
+@dataclass(frozen=True)
+class TensorToWrite:
+    """A tensor's name, shape and data: its rows in order, as bytes (rows, bytes of a row)."""
+
+    name: str
+    shape: tuple[int, ...]
+    rows: Iterable[Tensor]
+
+
+def stream_safetensors(folder: Path, tensors: Sequence[TensorToWrite], kind: BlockType, shard_bytes: int) -> list[Path]:
+    """Write model.safetensors into `folder`, or several files of at most `shard_bytes` (or one tensor) and their index.
+
+    All are of one type without blocks, F32, F16 or BF16, which has the same name and bytes here as in GGUF.
+
+    Raises Failure where the disk is full. The caller makes the folder whole.
+    """
+    shards = _cut(tensors, kind.block_bytes, shard_bytes)
+    names = [SINGLE]
+    if len(shards) > 1:
+        names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        _stream(folder / name, shard, kind)
+    if len(shards) > 1:
+        total = sum(math.prod(tensor.shape) for tensor in tensors) * kind.block_bytes
+        placed = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        write_json(folder / _INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
+    return [folder / name for name in names]
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file of what is in memory. Raises Failure where the disk is full."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with disk_failures(path):
+        try:
+            save_file(
+                {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+                path,
+                metadata={"format": "pt"},
+            )
+            path.chmod(path.parent.stat().st_mode & 0o666)  # the library lets its owner alone read it
+        except SafetensorError as error:  # the library wraps the disk's errors in its own
+            path.unlink(missing_ok=True)
+            raise Failure(
+                f"{path}: could not be written: {error}. Free some space and run the same command again, without --redo."
+            ) from error
+
+
+def read_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, which must be exactly those named in `shapes`, of those shapes."""
+    with _opened(path) as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
+        check_shapes(path, found, shapes, "what is to be read")
+        return {name: file.get_tensor(name) for name in shapes}
+
+
+def check_shapes(
+    path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], by: str
+) -> None:
+    """Raise UserError where a file does not hold exactly the tensors that are wanted; `by` says what wants them."""
+    wrong = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            "model",
+            str(path),
+            problem=f"{name} is {found.get(name, 'missing')} and should be {wanted.get(name, 'absent')} "
+            f"({len(wrong)} tensors do not fit {by})",
+        )
+
+
+def _files(folder: Path) -> dict[Path, set[str] | None]:
+    """The weight files of a folder, with the names that its index says are in each (None where there is no index)."""
+    index = folder / _INDEX
+    if (folder / SINGLE).exists() or not index.exists():
+        return {folder / SINGLE: None}
+    try:
+        if index.stat().st_size > _LARGEST_INDEX:
+            raise ValueError("larger than any index")
+        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files: dict[Path, set[str] | None] = {}
+        for name, file in placed.items():
+            if file != Path(file).name or not file.endswith(".safetensors"):
+                raise ValueError(f"{file!r} is no safetensors file in the same folder")
+            names = files.setdefault(folder / file, set())
+            assert names is not None
+            names.add(name)
+        return files
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError("model", str(index), problem=f"can't be read: {error}", mend="Copy or make it again.") from None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError("model", str(path), problem="there is no such file", mend=_instead(path)) from None
+    except (OSError, SafetensorError) as error:
+        raise UserError("model", str(path), problem=f"is damaged: {error}", mend="Copy or make it again.") from None
+
+
+def _instead(path: Path) -> str:
+    """What to do where a model directory has no safetensors file."""
+    pickles = sorted([*path.parent.glob("*.bin"), *path.parent.glob("*.pt"), *path.parent.glob("*.pth")])
+    if not pickles:
+        return ""
+    return (
+        f"{pickles[0].name} is a pickle, which can run anything its maker wanted, so it is never opened: "
+        "ask its maker for safetensors, or convert it where you trust it."
+    )
+
+
+def _cut(tensors: Sequence[TensorToWrite], item_bytes: int, shard_bytes: int) -> list[list[TensorToWrite]]:
+    shards: list[list[TensorToWrite]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        size = math.prod(tensor.shape) * item_bytes
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += size
+    return shards
+
+
+def _stream(path: Path, tensors: Sequence[TensorToWrite], kind: BlockType) -> None:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for tensor in tensors:
+        size = math.prod(tensor.shape) * kind.block_bytes
+        header[tensor.name] = {"dtype": kind.name, "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        at += size
+    encoded = json.dumps(header, separators=(",", ":")).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with disk_failures(path), path.open("xb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors:
+            for rows in tensor.rows:
+                file.write(rows.contiguous().numpy().data)
+        assert file.tell() == 8 + len(encoded) + at
