@@ -1,4 +1,4 @@
-"""Our model is transformers' LlamaForCausalLM: the same logits from the same files, both ways.
+"""Our model is transformers' LlamaForCausalLM, and its Qwen3ForCausalLM: the same logits from the same files, both ways.
 
 float32 logits (of size about 10) agree within 1e-4. Every comparison is also shown to fail when a part of ours is damaged.
 """
@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from fox.engine.generate import generate
 from fox.engine.kv_cache import KVCache
 from fox.engine.sampler import Sampling
 from fox.kernels.attention import attend_plainly
 from fox.model import Transformer, attention, transformer
+from fox.model.config import RopeScaling
 from fox.model.directory import load_model, save_model
 from fox.model.norm import RMSNorm
 from fox.tokenizer import Tokenizer
@@ -32,6 +33,10 @@ LAYOUTS = {
     "untied": {"tie_word_embeddings": False},
     "far-reaching": {"rope_theta": 500_000.0},
     "nearsighted": {"rope_theta": 50.0},
+    "stretched evenly": {"rope_scaling": RopeScaling("linear", 4.0)},
+    "stretched as Llama 3": {"head_dim": 32, "rope_scaling": RopeScaling("llama3", 8.0, 1.0, 4.0, 48)},
+    "query-key norm": {"qk_norm": True},
+    "query-key norm, untied, wide heads": {"qk_norm": True, "tie_word_embeddings": False, "head_dim": 16},
 }
 FLOAT32 = 1e-4
 # A bfloat16 keeps 8 bits: each rounding costs up to 2^-9 of a value, and some ten a block add up and are amplified by the
@@ -64,8 +69,9 @@ def assert_same(one: Tensor, other: Tensor, limit: float = FLOAT32) -> None:
     assert (one - other).abs().max().item() < limit
 
 
-def random_llama(seed: int, **config: object) -> LlamaForCausalLM:
-    model = LlamaForCausalLM(LlamaConfig(**config)).eval()
+def random_llama(seed: int, qk_norm: bool = False, **config: object) -> LlamaForCausalLM | Qwen3ForCausalLM:
+    made = Qwen3ForCausalLM(Qwen3Config(**config)) if qk_norm else LlamaForCausalLM(LlamaConfig(**config))
+    model = made.eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -78,8 +84,9 @@ def test_they_read_what_we_write(
     model: Transformer, tiny_tokenizer: Tokenizer, tokens_BT: Tensor, tmp_path: Path
 ) -> None:
     save_model(tmp_path / "model", model, tiny_tokenizer)
-    llama = LlamaForCausalLM.from_pretrained(tmp_path / "model").eval()
+    llama = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     assert llama.dtype == torch.float32
+    assert isinstance(llama, Qwen3ForCausalLM if model.config.qk_norm else LlamaForCausalLM)
     assert_same(ours(model, tokens_BT), theirs(llama, tokens_BT))
     again, _ = load_model(tmp_path / "model")
     assert torch.equal(ours(again, tokens_BT), ours(model, tokens_BT))
@@ -95,19 +102,20 @@ def test_we_read_what_they_write(
     tokens_BT: Tensor,
     tmp_path: Path,
 ) -> None:
-    shape = dataclasses.asdict(make_config(**LAYOUTS[layout]))
-    theta = shape.pop("rope_theta")
-    rope = {"rope_type": "default", "rope_theta": theta}
+    wanted = make_config(**LAYOUTS[layout])
+    shape = dataclasses.asdict(wanted)
+    theta, scaling = shape.pop("rope_theta"), shape.pop("rope_scaling") and wanted.rope_scaling.to_hugging_face()
+    rope = {"rope_type": "default", "rope_theta": theta, **(scaling or {})}
     llama = random_llama(seed=2, **shape, rope_parameters=rope)
     llama.save_pretrained(tmp_path)
     tiny_tokenizer.save(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config.pop("rope_parameters")["rope_theta"] == theta
     # Releases before 5 wrote it at the top level, with rope_scaling null.
-    config |= {"rope_theta": theta, "rope_scaling": None} if theta_in == "rope_theta" else {theta_in: rope}
+    config |= {"rope_theta": theta, "rope_scaling": scaling} if theta_in == "rope_theta" else {theta_in: rope}
     (tmp_path / "config.json").write_text(json.dumps(config))
     model, _ = load_model(tmp_path)
-    assert model.config.rope_theta == theta
+    assert model.config == wanted
     assert_same(ours(model, tokens_BT), theirs(llama, tokens_BT))
 
 
