@@ -5,17 +5,17 @@ The form in which Fox keeps a model; transformers, vLLM and llama.cpp's converte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fox.artifacts import write_json
 from fox.errors import UserError
+from fox.formats.untrusted import read_untrusted_json
 
 CONFIG = "config.json"
 _GENERATION = "generation_config.json"
-_LARGEST = 16 << 20  # a config of a few hundred lines is some kilobytes
+_LARGEST = 4 << 20  # a config of a few hundred lines is some kilobytes
 
 
 def write_configs(folder: Path, config: Mapping[str, Any], dtype: str) -> None:
@@ -48,12 +48,10 @@ def _instead(folder: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        if path.stat().st_size > _LARGEST:
-            raise ValueError(f"it is larger than {_LARGEST:,} bytes")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_untrusted_json(path, _LARGEST)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, or a number without end
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, no JSON, or a number without end
         raise UserError("model", str(path), problem=f"can't be read: {error}") from None
     if not isinstance(content, dict):
         raise UserError("model", str(path), problem="is no JSON object")

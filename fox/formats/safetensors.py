@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fox.artifacts import disk_failures, write_json
-from fox.errors import Failure, UserError
+from fox.errors import Failure, UserError, shorten
 from fox.formats.gguf.block_types import BlockType
+from fox.formats.untrusted import open_untrusted, read_untrusted_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,24 +27,39 @@ if TYPE_CHECKING:
 SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _FLOATS = ("F32", "F16", "BF16")
-_LARGEST_INDEX = 64 << 20
+# More than any model of a supported kind has (Llama 3.1 405B: 1,138 tensors in 191 files, whose headers and index are 0.1 MB
+# each), and little enough to be read within a second. The library itself takes a header of 100 MB, and over a GB for it.
+_LARGEST_INDEX = 4 << 20
+_LARGEST_HEADERS = 4 << 20
+_MOST_FILES = 1024
+_MOST_TENSORS = 1 << 14
 
 
 class SafetensorsFiles:
-    """The weights of a model directory. Raises UserError where they are missing, damaged, or no floating-point numbers."""
+    """The weights of a model directory. Raises UserError where they are missing, damaged, or no floating-point numbers.
+
+    The index may name files of this folder alone. They may be links that lead elsewhere, as in the Hugging Face hub's cache:
+    whoever can put a link there could put the file there, and nothing but weights is ever read from one.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._file_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.stored_types: dict[str, str] = {}
+        header_bytes = 0
         for path, names in _files(folder).items():
+            header_bytes += _header_bytes(path)
+            if header_bytes > _LARGEST_HEADERS:
+                raise _damaged(path, f"the headers up to it are {header_bytes:,} bytes, more than those of any model")
             with _opened(path) as file:
+                if len(self.shapes) + len(file.keys()) > _MOST_TENSORS:
+                    raise _damaged(path, f"it would be more than {_MOST_TENSORS:,} tensors with those in it")
                 for name in file.keys():  # noqa: SIM118 (no dict)
                     self._add(path, name, file.get_slice(name))
                 lost = sorted((names or set()) - set(file.keys()))
                 if lost:
                     raise UserError(
-                        "model", str(path), problem=f"lacks {lost[0]}, which {_INDEX} says it holds",
+                        "model", str(path), problem=f"lacks {shown(lost[0])}, which {_INDEX} says it holds",
                         mend="Copy or make it again.",
                     )  # fmt: skip
 
@@ -57,13 +73,13 @@ class SafetensorsFiles:
     def _add(self, path: Path, name: str, tensor: Any) -> None:
         if name in self.shapes:
             raise UserError(
-                "model", str(path), problem=f"holds {name}, and so does {self._file_of[name].name}",
+                "model", str(path), problem=f"holds {shown(name)}, and so does {self._file_of[name].name}",
                 mend="Remove the file that is not this model's.",
             )  # fmt: skip
         dtype = tensor.get_dtype()
         if dtype not in _FLOATS:
             raise UserError(
-                "model", str(path), problem=f"holds {name} as {dtype}, which is not supported",
+                "model", str(path), problem=f"holds {shown(name)} as {dtype}, which is not supported",
                 mend=f"{', '.join(_FLOATS)} are.",
             )  # fmt: skip
         self._file_of[name] = path
@@ -138,9 +154,18 @@ def check_shapes(
         raise UserError(
             "model",
             str(path),
-            problem=f"{name} is {found.get(name, 'missing')} and should be {wanted.get(name, 'absent')} "
+            problem=f"{shown(name)} is {_shape(found.get(name), 'missing')} and should be {_shape(wanted.get(name), 'absent')} "
             f"({len(wrong)} tensors do not fit {by})",
         )
+
+
+def shown(name: str) -> str:
+    """A tensor's name for a message: as it is, or escaped and cut where a hostile file chose one to confuse a terminal."""
+    return name if name.isprintable() and len(name) <= 100 else shorten(name)
+
+
+def _shape(shape: tuple[int, ...] | None, without: str) -> str:
+    return without if shape is None else shorten(shape)
 
 
 def _files(folder: Path) -> dict[Path, set[str] | None]:
@@ -149,32 +174,54 @@ def _files(folder: Path) -> dict[Path, set[str] | None]:
     if (folder / SINGLE).exists() or not index.exists():
         return {folder / SINGLE: None}
     try:
-        if index.stat().st_size > _LARGEST_INDEX:
-            raise ValueError("larger than any index")
-        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files: dict[Path, set[str] | None] = {}
+        placed = read_untrusted_json(index, _LARGEST_INDEX)["weight_map"]
+        names_in: dict[str, set[str]] = {}
         for name, file in placed.items():
+            names_in.setdefault(file, set()).add(name)
+        if not 1 <= len(names_in) <= _MOST_FILES:
+            raise ValueError(f"it names {len(names_in):,} files (1 to {_MOST_FILES:,} are read)")
+        for file in names_in:
             if file != Path(file).name or not file.endswith(".safetensors"):
-                raise ValueError(f"{file!r} is no safetensors file in the same folder")
-            names = files.setdefault(folder / file, set())
-            assert names is not None
-            names.add(name)
-        return files
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError("model", str(index), problem=f"can't be read: {error}", mend="Copy or make it again.") from None
+                raise ValueError(f"{shorten(file)} is no safetensors file in the same folder")
+        return {folder / file: names for file, names in names_in.items()}
+    except KeyError:
+        raise _unusable(index, "it has no weight_map") from None
+    except (TypeError, AttributeError):
+        raise _unusable(index, "it has no weight_map of tensors' names to files' names") from None
+    except (OSError, ValueError) as error:
+        raise _unusable(index, error) from None
+
+
+def _unusable(index: Path, reason: object) -> UserError:
+    return UserError("model", str(index), problem=f"can't be read: {reason}", mend="Copy or make it again.")
+
+
+def _damaged(path: Path, reason: object) -> UserError:
+    return UserError("model", str(path), problem=f"is damaged: {reason}", mend="Copy or make it again.")
+
+
+def _header_bytes(path: Path) -> int:
+    """How long a file says that its header is. Raises UserError where it can't be opened."""
+    try:
+        with open_untrusted(path) as file:
+            return int.from_bytes(file.read(8), "little")
+    except FileNotFoundError:
+        raise UserError("model", str(path), problem="there is no such file", mend=_instead(path)) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise _damaged(path, error) from None
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
+    if _header_bytes(path) > _LARGEST_HEADERS:
+        raise _damaged(path, "its header is longer than that of any model")
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except FileNotFoundError:
-        raise UserError("model", str(path), problem="there is no such file", mend=_instead(path)) from None
     except (OSError, SafetensorError) as error:
-        raise UserError("model", str(path), problem=f"is damaged: {error}", mend="Copy or make it again.") from None
+        raise _damaged(path, error) from None
 
 
 def _instead(path: Path) -> str:

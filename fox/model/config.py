@@ -10,6 +10,7 @@ from fox.recipe.schema import Model
 
 # No model's sizes are larger (torch counts a matrix of two such in 64 bits), so a config.json that says so is wrong or hostile.
 LARGEST = 1 << 28
+_LARGEST_HEAD = 1 << 16  # 128 is usual; rotary frequencies are made before the weights are looked at
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class ModelConfig:
     def check(self, place: str) -> None:
         """Raise UserError for a shape that no model can have."""
         heads = self.num_attention_heads
-        if heads % self.num_key_value_heads or self.head_dim % 2 or heads * self.head_dim > LARGEST:
+        too_large = self.head_dim > _LARGEST_HEAD or heads * self.head_dim > LARGEST
+        if heads % self.num_key_value_heads or self.head_dim % 2 or too_large:
             raise UserError("model", place=place, problem="has heads of a shape that no model can have")
 
     def to_hugging_face(self, bos_id: int | None, eos_id: int | list[int] | None, pad_id: int | None) -> dict[str, Any]:
@@ -185,7 +187,7 @@ class JsonValues:
 
     def positive(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
-        if type(value) not in (int, float) or not 0 < value < 1e38:  # float32 ends there
+        if type(value) not in (int, float) or not 1e-37 < value < 1e38:  # float32 ends there
             raise self._wrong(key, value, "is no positive number")
         return float(value)
 

@@ -85,13 +85,14 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
     values = JsonValues(
         {
             **sizes,
-            "head_dim": head_dim,
+            "attention.key_length": head_dim,
             "vocab_size": embedding.shape[0],
-            "head_count_kv": metadata.whole(f"{architecture}.attention.head_count_kv", heads),
-            "rope_theta": metadata.number(f"{architecture}.rope.freq_base", 10_000.0),
-            "rms_norm_eps": metadata.number(f"{architecture}.attention.layer_norm_rms_epsilon"),
+            "attention.head_count_kv": metadata.whole(f"{architecture}.attention.head_count_kv", heads),
+            "rope.freq_base": metadata.number(f"{architecture}.rope.freq_base", 10_000.0),
+            "attention.layer_norm_rms_epsilon": metadata.number(f"{architecture}.attention.layer_norm_rms_epsilon"),
         },
         place,
+        f"{architecture}.",
     )
     config = ModelConfig(
         vocab_size=values.whole("vocab_size"),
@@ -99,11 +100,11 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
         intermediate_size=values.whole("feed_forward_length"),
         num_hidden_layers=values.whole("block_count"),
         num_attention_heads=values.whole("attention.head_count"),
-        num_key_value_heads=values.whole("head_count_kv"),
-        head_dim=values.whole("head_dim"),
+        num_key_value_heads=values.whole("attention.head_count_kv"),
+        head_dim=values.whole("attention.key_length"),
         max_position_embeddings=values.whole("context_length"),
-        rope_theta=values.positive("rope_theta"),
-        rms_norm_eps=_shortest(values.positive("rms_norm_eps")),
+        rope_theta=values.positive("rope.freq_base"),
+        rms_norm_eps=_shortest(values.positive("attention.layer_norm_rms_epsilon")),
         initializer_range=0.02,  # GGUF does not say it, and only training from nothing needs it
         tie_word_embeddings="output.weight" not in file.tensors,
         rope_scaling=_linear(metadata, architecture),
@@ -181,14 +182,18 @@ def _linear(metadata: Metadata, architecture: str) -> RopeScaling | None:
     kind = metadata.text(f"{architecture}.rope.scaling.type", "none")
     if kind == "none":
         old = metadata.number(f"{architecture}.rope.scale_linear", 1.0)
-        return None if old == 1.0 else RopeScaling("linear", old)
+        return None if old == 1.0 else RopeScaling("linear", _positive(metadata, f"{architecture}.rope.scale_linear"))
     if kind != "linear":
         raise UserError(
             f"{architecture}.rope.scaling.type", kind, place=metadata.place, problem="is not supported",
             mend="linear is, and Llama 3's by rope_freqs.weight.",
         )  # fmt: skip
-    factor = JsonValues({"f": metadata.number(f"{architecture}.rope.scaling.factor")}, metadata.place).positive("f")
+    factor = _positive(metadata, f"{architecture}.rope.scaling.factor")
     return None if factor == 1.0 else RopeScaling("linear", factor)
+
+
+def _positive(metadata: Metadata, key: str) -> float:
+    return JsonValues({key: metadata.number(key)}, metadata.place).positive(key)
 
 
 def _with_llama3(config: ModelConfig, file: GgufFile) -> ModelConfig:
@@ -222,7 +227,7 @@ def _candidates(factor_R: Tensor, frequency_R: Tensor) -> list[RopeScaling]:
         first, last = in_passage[0], in_passage[-1]
         slope = float((kept_R[first] - kept_R[last]) / (frequency_R[first] - frequency_R[last]))
         low_over_width = slope * float(frequency_R[first]) - float(kept_R[first])
-        if slope > 0 and low_over_width > 0:
+        if 0 < slope < math.inf and 0 < low_over_width < math.inf:  # all frequencies are one where rope_theta is 1
             width = 1 / low_over_width
             context = round(2 * math.pi * slope * width)
             if 1 <= context < 1 << 28:

@@ -6,7 +6,7 @@ R rows, C columns
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from fox.errors import UserError
 from fox.formats.gguf.reader import MAGIC, GgufFile
 from fox.formats.huggingface import read_config, read_generation_config
 from fox.formats.safetensors import SafetensorsFiles, check_shapes
+from fox.formats.untrusted import open_untrusted
 from fox.model.config import ModelConfig
 from fox.model.gguf import GgufWeights, config_from_gguf
 from fox.model.transformer import Transformer
@@ -101,14 +102,29 @@ def open_model(path: Path) -> StoredModel:
 
     Raises UserError where it is neither, is damaged, is of an unsupported kind, or its parts do not fit each other.
     """
-    return _open_gguf(path) if path.is_file() else _open_directory(path)
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # a name that is too long, or a folder that may not be looked into
+        raise UserError("model", str(path), problem=f"can't be read: {error.strerror}") from None
+    return _open_gguf(path) if is_file else _open_directory(path)
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The name and shape of each tensor of a model, as Hugging Face writes them."""
+    """The name and shape of each tensor of a model, as Hugging Face writes them.
+
+    All layers are alike, so one alone is made: a hostile file may claim, and seem to have, thousands.
+    """
     with torch.device("meta"):
-        model = Transformer(config)
-    return {written_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        model = Transformer(replace(config, num_hidden_layers=1))
+    made = {written_name(name): tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    first = "model.layers.0."
+    in_layer = {name.removeprefix(first): made.pop(name) for name in list(made) if name.startswith(first)}
+    layers = {
+        f"model.layers.{number}.{name}": shape
+        for number in range(config.num_hidden_layers)
+        for name, shape in in_layer.items()
+    }
+    return {EMBEDDING: made.pop(EMBEDDING), **layers, **made}
 
 
 def written_name(name: str) -> str:
@@ -147,8 +163,11 @@ def _open_directory(folder: Path) -> StoredModel:
 
 
 def _open_gguf(path: Path) -> StoredModel:
-    with path.open("rb") as opened:
-        start = opened.read(len(MAGIC))
+    try:
+        with open_untrusted(path) as opened:
+            start = opened.read(len(MAGIC))
+    except OSError as error:
+        raise UserError("model", str(path), problem=f"can't be read: {error}") from None
     if start != MAGIC:
         raise UserError("model", str(path), problem="is no GGUF file", mend=_instead(path, start))
     file = GgufFile(path)
@@ -181,7 +200,11 @@ def _leave_out_copies(config: ModelConfig, weights: SafetensorsFiles) -> None:
     """
     for name in [name for name in weights.shapes if name.endswith(".rotary_emb.inv_freq")]:
         del weights.shapes[name]
-    if config.tie_word_embeddings and weights.shapes.get(HEAD) == weights.shapes.get(EMBEDDING) is not None:
+    embedding = (
+        config.vocab_size,
+        config.hidden_size,
+    )  # held against the file first, as their rows are read by these sizes
+    if config.tie_word_embeddings and weights.shapes.get(HEAD) == weights.shapes.get(EMBEDDING) == embedding:
         rows = max(1, _CHUNK_WEIGHTS // config.hidden_size)
         for start in range(0, config.vocab_size, rows):
             stop = min(start + rows, config.vocab_size)
@@ -221,7 +244,7 @@ def _ids(value: object) -> list[int]:
 
 def _instead(path: Path, start: bytes) -> str:
     """What somebody who names a file that is no GGUF may have meant."""
-    if start[:2] in (b"PK", b"\x80\x02") or path.suffix in (".bin", ".pt", ".pth", ".pkl"):
+    if start[:1] == b"\x80" or start[:2] == b"PK" or path.suffix in (".bin", ".pt", ".pth", ".pkl"):
         return "It looks like a pickle, which can run anything its maker wanted, so it is never opened: ask for safetensors."
     if path.suffix == ".safetensors":
         return f"Name the folder that it is in, with config.json and tokenizer.json: {path.parent}."

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from tokenizers.decoders import DecodeStream
 
 from fox.artifacts import write_atomically, write_json
 from fox.errors import UserError
+from fox.formats.untrusted import read_untrusted, read_untrusted_json
+from fox.tokenizer.backend import panics_as_errors, read_backend
 
 _NO_UTF8 = re.compile("([\udc80-\udcff])")
 _FALLBACK = re.compile("<0x[0-9A-F]{2}>")
+_LARGEST_CONFIG = 16 << 20
 
 
 class Tokenizer:
@@ -50,17 +54,16 @@ class Tokenizer:
     def load(cls, folder: Path) -> Tokenizer:
         """The tokenizer of a model directory. Raises UserError where it is missing or unusable."""
         try:
-            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+            backend = read_backend(folder / "tokenizer.json")
             config = _config(folder)
             template = folder / "chat_template.jinja"  # where newer releases of transformers put it
             if template.exists():
-                config["chat_template"] = template.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise UserError(
-                "tokenizer", str(folder), problem=f"has no {Path(error.filename or 'tokenizer.json').name}"
-            ) from None
+                config["chat_template"] = read_untrusted(template, _LARGEST_CONFIG).decode("utf-8")
         except Exception as error:  # tokenizers raises bare Exception for all that is wrong with a file
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if isinstance(error, FileNotFoundError) and (folder / "tokenizer.json").exists():
+                missing = Path(error.filename or "tokenizer.json").name
+                raise UserError("tokenizer", str(folder), problem=f"has no {missing}") from None
+            reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
             mend = "Name a folder with a tokenizer.json."
             if not (folder / "tokenizer.json").exists():
                 reason = "there is no tokenizer.json"
@@ -94,7 +97,8 @@ class Tokenizer:
         """`encode` for many texts at once, on all cores. Raises UserError for what is no text, or not for this tokenizer."""
         backend = self.backend if at_start else self._backend_after_start
         try:
-            return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            with panics_as_errors():
+                return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
         except TypeError:  # a str that holds half a character, as Python spells an argument's bytes that are no UTF-8
             raise UserError("text", problem="is not UTF-8 text") from None
         except Exception as error:  # tokenizers raises bare Exception
@@ -102,7 +106,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens left out; bytes that are no UTF-8 show as U+FFFD."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        with _decoding():
+            return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The exact bytes of token ids, special tokens left out."""
@@ -199,7 +204,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_untrusted_json(path, _LARGEST_CONFIG)
     if not isinstance(content, dict):
         raise ValueError(f"{path.name} is no JSON object")
     return content
@@ -213,13 +218,23 @@ def _older_files(folder: Path) -> str | None:
     return " and ".join(pair) if all((folder / name).exists() for name in pair) else None
 
 
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    try:
+        with panics_as_errors():
+            yield
+    except ValueError as error:
+        raise UserError("tokenizer", problem=f"can't turn these tokens into text: {error}") from None
+
+
 class _Stream:
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
         self._backend = backend
         self._stream = DecodeStream(skip_special_tokens=True)
 
     def step(self, token_id: int) -> str:
-        return self._stream.step(self._backend, token_id) or ""
+        with _decoding():
+            return self._stream.step(self._backend, token_id) or ""
 
 
 def _byte_letters() -> dict[int, str]:

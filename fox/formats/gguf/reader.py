@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fox.errors import UserError
+from fox.errors import UserError, shorten
 from fox.formats.gguf.block_types import UNSUPPORTED, BlockType, type_of_number
+from fox.formats.untrusted import open_untrusted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,9 +31,13 @@ if TYPE_CHECKING:
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
 
-# More than any model has, and little enough to be read within a second.
+# More than any model has (the largest vocabulary and its merges: 0.7 million texts, in a header of 20 MB), and little enough to
+# be read within a second. The file's size alone bounds nothing: one with a hole in it may say that it has a terabyte.
+_LARGEST_HEADER = 64 << 20
 _MOST_ENTRIES = 1 << 16
+_MOST_TENSORS = 1 << 14
 _MOST_STRINGS = 1 << 20
+_LONGEST_KEY = (1 << 16) - 1  # as ggml has it
 _LONGEST_NAME = 256
 _MOST_DIMENSIONS = 4
 
@@ -60,13 +65,13 @@ class GgufFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            with path.open("rb") as file:
+            with open_untrusted(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 if file.read(4) != MAGIC:
                     raise UserError("model", str(path), problem="is no GGUF file (it does not begin with GGUF)")
-                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                with mmap.mmap(file.fileno(), min(size, _LARGEST_HEADER), access=mmap.ACCESS_READ) as content:
                     header = _Header(content, size, str(path))
-        except (OSError, ValueError) as error:  # ValueError: an empty file can't be mapped
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise UserError("model", str(path), problem=f"can't be read: {error}") from None
         self.metadata = Metadata(header.metadata, str(path))
         self.tensors = header.tensors
@@ -144,7 +149,7 @@ class _Header:
     """All that comes before the tensors' data, read once from front to back."""
 
     def __init__(self, content: mmap.mmap, size: int, place: str) -> None:
-        self._content, self._size, self._place = content, size, place
+        self._content, self._end, self._size, self._place = content, len(content), size, place
         self._at = len(MAGIC)
         self._strings = 0
         (version,) = self._unpack("<I")
@@ -156,17 +161,17 @@ class _Header:
                 else f"is of GGUF version {version}; 2 and 3 are read"
             )
         num_tensors, num_entries = self._unpack("<QQ")
-        self._check_count(num_tensors, "tensors", least_bytes=24)
-        self._check_count(num_entries, "entries", least_bytes=13)
+        self._check_count(num_tensors, _MOST_TENSORS, "tensors", least_bytes=32)
+        self._check_count(num_entries, _MOST_ENTRIES, "entries", least_bytes=13)
         self.metadata = self._entries(num_entries)
         self.tensors = self._tensors(num_tensors)
 
     def _entries(self, count: int) -> dict[str, Any]:
         entries: dict[str, Any] = {}
         for _ in range(count):
-            key = self._string()
+            key = self._string(_LONGEST_KEY)
             if key in entries:
-                raise self._wrong(f"has {key} twice")
+                raise self._wrong(f"has {shorten(key)} twice")
             (kind,) = self._unpack("<I")
             entries[key] = self._value(kind, key)
         return entries
@@ -186,13 +191,13 @@ class _Header:
         if kind == _STRING:
             self._strings += count
             if self._strings > _MOST_STRINGS:
-                raise self._wrong(f"says that {key} has {count:,} texts, more than any vocabulary")
+                raise self._wrong(f"says that {shorten(key)} has {count:,} texts, more than any vocabulary")
             return [self._string() for _ in range(count)]
         return self._numbers(_NUMBERS_OF_BOOL if kind == _BOOL else kind, count, key)
 
     def _numbers(self, kind: int, count: int, key: str) -> np.ndarray:
         if kind not in _NUMBERS:
-            raise self._wrong(f"has a value of unknown type {kind} for {key}")
+            raise self._wrong(f"has a value of unknown type {kind} for {shorten(key)}")
         dtype = np.dtype(_NUMBERS[kind])
         return np.frombuffer(self._take(count * dtype.itemsize), dtype=dtype)
 
@@ -262,22 +267,22 @@ class _Header:
 
     def _unpack(self, form: str) -> tuple[Any, ...]:
         end = self._at + struct.calcsize(form)
-        if end > self._size:
-            raise self._wrong(f"is cut short: its header goes on after {self._size:,} bytes")
+        if end > self._end:
+            raise self._wrong(f"is cut short or damaged: its header goes on after {self._end:,} bytes")
         values = struct.unpack_from(form, self._content, self._at)
         self._at = end
         return values
 
     def _take(self, length: int) -> bytes:
         end = self._at + length
-        if end > self._size:
+        if end > self._end:
             raise self._wrong(f"is cut short or damaged: something in its header is {length:,} bytes long")
         taken = self._content[self._at : end]
         self._at = end
         return taken
 
-    def _check_count(self, count: int, what: str, least_bytes: int) -> None:
-        if count > min(_MOST_ENTRIES, self._size // least_bytes):
+    def _check_count(self, count: int, most: int, what: str, least_bytes: int) -> None:
+        if count > min(most, self._end // least_bytes):
             raise self._wrong(f"says that it has {count:,} {what}")
 
     def _wrong(self, problem: str) -> UserError:
