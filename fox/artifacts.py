@@ -82,21 +82,37 @@ def folder_made_whole(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Be the only process that writes `path`, a file or folder. Raises Failure where another process is at it."""
+    lock = path.with_name(f"{PARTIAL}{path.name}.lock")
+    busy = Failure(f"{path}: another process is writing it. Wait for it, or name another.")
+    with contextlib.ExitStack() as held:
+        with disk_failures(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            held.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise busy from None
+            # Who held it may have removed it since we opened it: ours would then be a lock that nobody else can see.
+            if not os.fstat(descriptor).st_nlink:
+                raise busy
+        held.callback(lock.unlink, missing_ok=True)
+        yield
+
+
+@contextlib.contextmanager
 def file_made_whole(path: Path) -> Iterator[Path]:
     """A new file to write, which takes its name only when the block ends well. The block may open it by its name as it likes.
 
     Raises Failure where another process is writing the same file.
     """
     partial = path.with_name(f"{PARTIAL}{path.name}")
-    with disk_failures(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    with alone(path), disk_failures(path):
+        _remove(partial)
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise Failure(f"{path}: another process is writing it. Wait for it, or name another file.") from None
-            os.truncate(descriptor, 0)
             try:
                 yield partial
                 os.fsync(descriptor)

@@ -27,15 +27,11 @@ def hidden_states(stored: StoredModel, tokens_BT: Tensor, after_block: Callable[
     turn = rotary_turn(torch.arange(tokens_BT.shape[1])[None], config)
     x_BTD = _embedded(stored, tokens_BT)
     rows = max(1, _PASS_TOKENS // tokens_BT.shape[1])
-    with torch.device("meta"):
-        block, norm = Block(config), RMSNorm(config.hidden_size, config.rms_norm_eps)
-    block.eval()
     for number in range(config.num_hidden_layers):
-        weights = {name: stored.tensor(f"model.layers.{number}.{name}", torch.float32) for name in block.state_dict()}
-        block.load_state_dict(weights, assign=True)
-        for start in range(0, len(x_BTD), rows):
-            x_BTD[start : start + rows] = block(x_BTD[start : start + rows], turn, None, None)
+        _pass_block(stored, number, x_BTD, turn, rows)
         after_block()
+    with torch.device("meta"):
+        norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
     norm.load_state_dict({"weight": stored.tensor("model.norm.weight", torch.float32)}, assign=True)
     return norm(x_BTD)
 
@@ -50,6 +46,16 @@ def logits(stored: StoredModel, hidden_ND: Tensor) -> Tensor:
         scores_NV[:, start:end] = hidden_ND @ weight_CD.float().T
         start = end
     return scores_NV
+
+
+def _pass_block(stored: StoredModel, number: int, x_BTD: Tensor, turn: tuple[Tensor, Tensor], rows: int) -> None:
+    """Pass all through one block, in place. Its weights are gone when this ends, before the next block's are read."""
+    with torch.device("meta"):
+        block = Block(stored.config).eval()
+    weights = {name: stored.tensor(f"model.layers.{number}.{name}", torch.float32) for name in block.state_dict()}
+    block.load_state_dict(weights, assign=True)
+    for start in range(0, len(x_BTD), rows):
+        x_BTD[start : start + rows] = block(x_BTD[start : start + rows], turn, None, None)
 
 
 def _embedded(stored: StoredModel, tokens_BT: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fox.engine.streamed import hidden_states, logits
+from fox.errors import Failure
 from fox.model.stored import StoredModel
 
 _LOGITS_BYTES = 128 << 20  # a model's scores at a time: its head is read anew for each such part
@@ -48,9 +49,9 @@ class Agreement:
             "mean_kl_nats": self.kl_N.mean().item(),
             "p99_kl_nats": self.kl_N.quantile(0.99).item(),
             "max_kl_nats": self.kl_N.max().item(),
-            "perplexity_a": math.exp(self.nats_a),
-            "perplexity_b": math.exp(self.nats_b),
-            "perplexity_change": math.exp(self.nats_b - self.nats_a) - 1,
+            "perplexity_a": _exp(self.nats_a),
+            "perplexity_b": _exp(self.nats_b),
+            "perplexity_change": _exp(self.nats_b - self.nats_a) - 1,
         }
 
 
@@ -80,13 +81,19 @@ def num_parts(a: StoredModel, b: StoredModel) -> int:
 def compare_predictions(
     a: StoredModel, b: StoredModel, hidden_a_ND: Tensor, hidden_b_ND: Tensor, next_N: Tensor, has_next_N: Tensor
 ) -> Agreement:
-    """The agreement of two models' predictions, given their hidden states."""
+    """The agreement of two models' predictions, given their hidden states. Raises Failure where one of them predicts no numbers."""
     size = min(a.config.vocab_size, b.config.vocab_size)  # one may have rows that no token uses
     step = max(1, _LOGITS_BYTES // (4 * size))
     parts = []
     for start in range(0, len(next_N), step):
         part = slice(start, start + step)
         scores = (logits(a, hidden_a_ND[part])[:, :size], logits(b, hidden_b_ND[part])[:, :size])
+        for model, scores_NV in zip((a, b), scores, strict=True):
+            if not scores_NV.isfinite().all():
+                raise Failure(
+                    f"{model.path}: predicts {'NaN' if scores_NV.isnan().any() else 'infinity'}, so there is nothing to compare. "
+                    "Its weights are damaged: copy or make it again."
+                )
         exact = zip(*(x.split(_EXACT_ROWS) for x in (*scores, next_N[part])), strict=True)
         parts += [_compared(*rows) for rows in exact]
     kl_N, same_top_N, margin_N, nats_a_N, nats_b_N = (torch.cat(x) for x in zip(*parts, strict=True))
@@ -107,3 +114,8 @@ def _compared(scores_a_NV: Tensor, scores_b_NV: Tensor, next_N: Tensor) -> tuple
     margin_N1 = log_a_NV.gather(1, top_a_N1) - log_a_NV.gather(1, top_b_N1)
     nats = (-log_NV.gather(1, next_N1)[:, 0] for log_NV in (log_a_NV, log_b_NV))
     return kl_N, (top_a_N1 == top_b_N1)[:, 0], margin_N1[:, 0], *nats
+
+
+def _exp(nats: float) -> float:
+    """e to that power: infinity, and no OverflowError, where a model is wrong and sure of it."""
+    return math.inf if nats > 700 else math.exp(nats)

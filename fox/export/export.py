@@ -10,7 +10,7 @@ from typing import Literal
 
 from rich.console import Console
 
-from fox.artifacts import file_made_whole, folder_made_whole, write_atomically
+from fox.artifacts import alone, file_made_whole, folder_made_whole, write_atomically
 from fox.errors import Failure, UserError
 from fox.eval.agreement import Agreement
 from fox.export import gate
@@ -51,7 +51,9 @@ class Request:
     @property
     def card(self) -> Path:
         """Where the model's card goes: into the folder, or beside the file."""
-        return self.out.with_suffix(".md") if self.target == "gguf" else self.out / "README.md"
+        if self.target == "gguf":
+            return self.out.parent / f"{self.out.name.removesuffix('.gguf')}.md"
+        return self.out / "README.md"
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,13 @@ def export(
     request.check()
     if request.target == "gguf":
         with file_made_whole(request.out) as partial:
+            request.check()  # again, now that no other process can write there
             _write_gguf(stored, partial, request, about, console)
             exported = _through_the_gate(stored, partial, request, console)
-        write_atomically(request.card, card(exported))
+            write_atomically(request.card, card(exported))
         return exported
-    with folder_made_whole(request.out) as folder:
+    with alone(request.out), folder_made_whole(request.out) as folder:
+        request.check()
         if request.target == "hf":
             with meter("write", stored.num_parameters(), "weights", console=console) as shown:
                 export_huggingface(stored, folder, request.file_type, request.shard_bytes, shown.advance)
@@ -107,6 +111,7 @@ def _through_the_gate(stored: StoredModel, path: Path, request: Request, console
     try:
         written = open_model(path)
         texts = gate.check_tokenizer(stored.tokenizer, written.tokenizer)
+        gate.check_config(stored.config, written.config)
         with meter("check weights", stored.num_parameters(), "weights", console=console) as shown:
             gate.check_tensors(stored, written, shown.advance)
         with meter("check replies", gate.num_parts(stored), "blocks", console=console) as shown:

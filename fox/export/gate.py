@@ -9,7 +9,7 @@ B rows, T tokens
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from torch import Tensor
 from fox.engine.streamed import hidden_states, logits
 from fox.errors import Failure, UserError
 from fox.eval.agreement import Agreement, agreement
+from fox.model.config import ModelConfig
+from fox.model.rotary import frequencies, slowdown
 from fox.model.stored import StoredModel
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.hard_texts import hard_texts_for
@@ -50,13 +52,17 @@ BOUNDS = {
     "q4_0": Bound(1.5, 8.0),
 }
 
-# The root mean square of a tensor's error over that of its weights. Of normally distributed weights it is F16 0.0002, BF16
-# 0.0017, Q8_0 0.005, Q6_K 0.018, Q5_1 0.038, Q5_0 0.043, Q4_K 0.071, Q4_1 0.078, Q4_0 0.086; a tensor in the wrong place, or in
-# the wrong order, has 1.4. Half a unit in the last place bounds the first two; outliers make blocks worse, by less than this.
-WORST_ERROR = {
-    "F32": 0.0, "F16": 2**-11, "BF16": 2**-9, "Q8_0": 0.05, "Q6_K": 0.1, "Q5_1": 0.2, "Q5_0": 0.2, "Q4_K": 0.4, "Q4_1": 0.4,
-    "Q4_0": 0.4,
-}  # fmt: skip
+# What rounding to the nearest may do to a weight, relative to its size: half a unit in the last place.
+HALF_UNIT = {"F32": 0.0, "F16": 2**-11, "BF16": 2**-8}
+
+# Into how many steps these types cut a block's largest weight by size, or (those of _1) what lies between its least weight and
+# its greatest. A weight is put on the nearest, so it moves by half a step.
+STEPS = {"Q8_0": 127, "Q5_0": 16, "Q4_0": 8, "Q5_1": 31, "Q4_1": 15}
+
+# Of the others, which search for the best scales: the root mean square of a tensor's error over that of its weights. Of
+# normally distributed weights it is Q6_K 0.018 and Q4_K 0.071, and outliers make it worse, by less than this; a tensor in the
+# wrong place, or in the wrong order, has 1.4.
+WORST_ERROR = {"Q6_K": 0.1, "Q4_K": 0.4}
 
 PROMPTS = (
     "The capital of France is Paris. The capital of Germany is Berlin. The capital of Italy is Rome, and the capital of Japan is",
@@ -64,13 +70,20 @@ PROMPTS = (
     "Once upon a time there was a fox who lived at the edge of a forest. Every evening, when the sun went down, the fox would",
     "Water boils at 100 degrees Celsius and freezes at 0. Ice floats, because it is less dense than the water below. Therefore",
 )
+_LEAST_HALF = {"F16": 2**-25, "BF16": 2**-134}  # half of the least number above 0
+_FLOAT32 = 1e-6  # more than a float32 is off, relatively
+_SCALED = 2e-4  # what the reader of GGUF files lets pass as Llama 3's scaling, twice
 _PROMPT_TOKENS = 24
 _GREEDY_TOKENS = 8
 
 
 def check_tokenizer(source: Tokenizer, written: Tokenizer) -> int:
     """Compare ids, and the bytes they stand for, on the hard texts; how many there were. Raises Failure at a difference."""
-    texts = hard_texts_for(source)
+    # llama.cpp ends a reply at whatever token reads like an end, whether its file says so or not, and makes no such token of
+    # text (Qwen's <|fim_pad|> is one): such texts can't be compared, nor need they.
+    special = written.special_ids.keys() - source.special_ids.keys()
+    by_name = ends_of_reply(special)
+    texts = [text for text in hard_texts_for(source) if not any(name.encode() in text for name in by_name)]
     for text in texts:
         wanted, made = _ids(source, text), _ids(written, text)
         if made != wanted:
@@ -82,13 +95,21 @@ def check_tokenizer(source: Tokenizer, written: Tokenizer) -> int:
             raise Failure(
                 f"the written tokenizer has {name} = {getattr(written, name)}, its source {getattr(source, name)}"
             )
-    # llama.cpp also ends a reply at whatever token reads like an end, whether its file says so or not.
-    more = written.stop_ids - source.stop_ids - {source.special_ids[name] for name in ends_of_reply(source.special_ids)}
+    lost = sorted(name for name, token_id in source.special_ids.items() if written.special_ids.get(name) != token_id)
+    new = sorted(special - by_name - {getattr(source.backend.model, "unk_token", None)})
+    if lost or new:
+        raise Failure(
+            f"{(lost or new)[0]!r} is {'no' if lost else 'a'} special token of the written tokenizer, and "
+            f"{'one' if lost else 'none'} of its source"
+        )
+    more = (
+        written.stop_ids - source.stop_ids - {written.special_ids[name] for name in ends_of_reply(written.special_ids)}
+    )
     if more or not source.stop_ids <= written.stop_ids:
         raise Failure(
             f"replies of the written model end at {sorted(written.stop_ids)}, of its source at {sorted(source.stop_ids)}"
         )
-    if source.config.get("chat_template") != written.config.get("chat_template"):
+    if _templates(source) != _templates(written):
         raise Failure("the written tokenizer has another chat template than its source")
     return len(texts)
 
@@ -101,24 +122,70 @@ def _ids(tokenizer: Tokenizer, text: bytes) -> list[int] | None:
         return None
 
 
+def _templates(tokenizer: Tokenizer) -> object:
+    """The chat templates by name: one may stand alone, or in a list in which it is named default."""
+    template = tokenizer.config.get("chat_template")
+    if isinstance(template, list):
+        return {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    return {} if template is None else {"default": template}
+
+
+def check_config(source: ModelConfig, written: ModelConfig) -> None:
+    """Compare shapes and constants, which predictions alone may not show. Raises Failure at a difference.
+
+    GGUF keeps float32, knows nothing of `initializer_range`, and says of Llama 3's scaling only what comes of it.
+    """
+    for field in fields(ModelConfig):
+        wanted, made = getattr(source, field.name), getattr(written, field.name)
+        same = abs(made - wanted) <= _FLOAT32 * abs(wanted) if isinstance(wanted, float) else made == wanted
+        if not same and field.name not in ("initializer_range", "rope_scaling"):
+            raise Failure(f"the written model has {field.name} = {made}, its source {wanted}")
+    if not torch.allclose(_turns(source), _turns(written), rtol=_SCALED, atol=0):
+        raise Failure(f"the written model has rope_scaling = {written.rope_scaling}, its source {source.rope_scaling}")
+
+
+def _turns(config: ModelConfig) -> Tensor:
+    """By what angle each rotated pair turns from one token to the next."""
+    frequency_R = frequencies(config)
+    return frequency_R if config.rope_scaling is None else frequency_R / slowdown(frequency_R, config.rope_scaling)
+
+
 def check_tensors(source: StoredModel, written: StoredModel, checked: Callable[[int], None]) -> None:
-    """Compare every weight. Raises Failure where a tensor is further from its source than its type's rounding takes it.
+    """Compare every weight. Raises Failure where one is further from its source than its type's rounding takes it.
 
     `checked` is called with the number of weights of each part.
     """
     for name in source.names:
+        kind = written.weights.stored_types[name]
         error, size = 0.0, 0.0
         for wanted_RC, made_RC in zip(source.chunks(name), written.chunks(name), strict=True):
-            wanted_RC, made_RC = wanted_RC.float(), made_RC.float()
-            error += (made_RC - wanted_RC).square().sum(dtype=torch.float64).item()
+            wanted_RC = wanted_RC.float()
+            error_RC = (made_RC.float() - wanted_RC).abs()
+            if kind not in WORST_ERROR and not (error_RC <= _allowed(wanted_RC, kind)).all():  # so that NaN fails, too
+                raise Failure(f"{name} is not as it was: a weight is further off than rounding to {kind} takes it")
+            error += error_RC.square().sum(dtype=torch.float64).item()
             size += wanted_RC.square().sum(dtype=torch.float64).item()
             checked(wanted_RC.numel())
-        kind = written.weights.stored_types[name]
-        if not error <= size * WORST_ERROR[kind] ** 2:
+        if kind in WORST_ERROR and not error <= size * WORST_ERROR[kind] ** 2:
             raise Failure(
                 f"{name} is not as it was: an error of {(error / size) ** 0.5 if size else error:.2g} of its size, "
                 f"and {kind} may have {WORST_ERROR[kind]:.2g}"
             )
+
+
+def _allowed(weight_RC: Tensor, kind: str) -> Tensor:
+    """How far each weight may be from its source."""
+    if kind in HALF_UNIT:
+        return weight_RC.abs() * HALF_UNIT[kind] + _LEAST_HALF.get(kind, 0.0)
+    weight_NB, steps = weight_RC.reshape(-1, 32), STEPS[kind]
+    low_N1, high_N1 = weight_NB.amin(1, keepdim=True), weight_NB.amax(1, keepdim=True)
+    largest_N1 = torch.maximum(-low_N1, high_N1)
+    step_N1 = (high_N1 - low_N1 if kind in ("Q4_1", "Q5_1") else largest_N1) / steps
+    # Scale and minimum are float16, which moves the whole block a little, and more where they are very small.
+    allowed_NB = (step_N1 / 2 + largest_N1 * 2**-9 + (steps + 1) * _LEAST_HALF["F16"]).expand_as(weight_NB)
+    if kind in ("Q4_0", "Q5_0"):  # on one side they lack the last step
+        allowed_NB = allowed_NB + (weight_NB.abs() - (steps - 0.5) * step_N1).clamp(min=0)
+    return allowed_NB.reshape(weight_RC.shape)
 
 
 def check_predictions(

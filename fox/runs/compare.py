@@ -53,8 +53,10 @@ def compare_models(
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise UserError("--text", str(path), problem=f"can't be read: {error}") from None
+    except OSError as error:
+        raise UserError("--text", str(path), problem=f"can't be read: {error.strerror or error}") from None
+    except ValueError:
+        raise UserError("--text", str(path), problem="is not UTF-8 text") from None
 
 
 def _same_ids(a: StoredModel, b: StoredModel, text: str) -> list[int]:

@@ -13,6 +13,7 @@ from fox.runs.folder import STEPS
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w./-]+\.gguf)?")
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]  # never a pickle, and no code
+_HUB_OTHERS = ["*/*", "consolidated*"]  # checkpoints in folders, other engines' copies: as large again, and never read
 _RECORD = "recipe.json"  # what every run has
 
 
@@ -48,14 +49,19 @@ def find_model(name: str) -> NamedModel:
 
     Raises UserError where it means nothing, Failure where the hub can't be reached.
     """
-    path = Path(name).expanduser()
     try:
+        path = Path(name).expanduser()
         if (path / _RECORD).is_file() and not (path / "config.json").exists():
             return _of_run(path)
         if path.exists():
             return _within_run(path)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError("MODEL", name, problem=f"can't be read: {error}") from None
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # ValueError: a NUL in the name; RuntimeError: a home of nobody
+        reason = getattr(error, "strerror", None) or error  # without the name again, which may be very long
+        raise UserError("MODEL", name, problem=f"can't be read: {reason}") from None
     if not _HUB_NAME.fullmatch(name) or path.parts[0] in (".", "..") or Path(path.parts[0]).exists():
         raise UserError(
             "MODEL", name, problem="there is no such file or folder",
@@ -86,13 +92,26 @@ def _within_run(path: Path) -> NamedModel:
 
 def _from_hub(name: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     owner, model, *file = name.split("/", 2)
     try:
         if file:
             return Path(hf_hub_download(f"{owner}/{model}", file[0]))
-        return Path(snapshot_download(f"{owner}/{model}", allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(f"{owner}/{model}", allow_patterns=_HUB_FILES, ignore_patterns=_HUB_OTHERS))
+    except HFValidationError as error:
+        raise UserError("MODEL", name, problem=f"is neither a file here nor a name on the hub: {error}") from None
+    except GatedRepoError:
+        raise UserError(
+            "MODEL", name, problem="is on the hub, for those who have accepted its terms",
+            mend=f"Accept them at https://huggingface.co/{owner}/{model}, then `hf auth login`.",
+        ) from None  # fmt: skip
     except RepositoryNotFoundError:
         raise UserError(
             "MODEL", name, problem="is neither a file here nor a model on the hub",

@@ -51,6 +51,9 @@ def score_model(
 
 def _heldout(path: Path, kind: str, tokenizer: Tokenizer, max_tokens: int) -> HeldOut:
     """Documents in an order that is drawn by their content, so that a file's beginning is not all that is measured."""
+    option = "--chats" if kind == "chat" else "--text"
+    if not path.exists():
+        raise UserError(option, str(path), problem="there is no such file or folder")
     source = Source(path=str(path), kind=kind)  # type: ignore[arg-type]
     documents = sorted(read_source(path.stem, source, Tally(path.stem, source)), key=lambda document: document.digest)
     ids: list[np.ndarray] = []
@@ -64,7 +67,7 @@ def _heldout(path: Path, kind: str, tokenizer: Tokenizer, max_tokens: int) -> He
         learnt.append(is_learnt[:left])
         left -= len(ids[-1])
     if not any(len(document) > 1 for document in ids):
-        raise UserError("--text", str(path), problem="holds no text to measure anything on")
+        raise UserError(option, str(path), problem="holds no text to measure anything on")
     return HeldOut(ids, learnt if kind == "chat" else None)
 
 

@@ -1,0 +1,197 @@
+"""Other people's models through the command line: exported, compared, talked with and measured; and what is told of mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from micro_run import ENVIRONMENT, leftovers
+
+from fox import cli
+from fox.model import ModelConfig, Transformer
+from fox.model.directory import load_model, save_model
+from fox.tokenizer import Tokenizer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(tiny_tokenizer: Tokenizer, make_config: Callable[..., ModelConfig], tmp_path: Path) -> Path:
+    """A folder with a model in `theirs`, and a text."""
+    model = Transformer(make_config(hidden_size=64, head_dim=16, initializer_range=0.1)).eval()
+    model.initialise(torch.Generator().manual_seed(0))
+    save_model(tmp_path / "theirs", model, tiny_tokenizer)
+    (tmp_path / "a.txt").write_text(
+        "The fox no. 7 ran over the lazy dog, and said: «naïve café», 日本語 🦊 12345.\n" * 30
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def command(here: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """`fox` in that folder, in this process and on a narrow terminal: its exit code, output and errors."""
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("COLUMNS", "60")
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["fox", *words])
+        capfd.readouterr()
+        code: int | str | None = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        said = capfd.readouterr()
+        assert "Traceback" not in said.err
+        return int(code or 0), said.out, said.err
+
+    return run
+
+
+def done(command: Cli, *words: str) -> tuple[str, str]:
+    code, out, errors = command(*words)
+    assert code == 0, errors
+    return out, errors
+
+
+def test_from_a_folder_to_gguf_and_back(here: Path, command: Cli) -> None:
+    _, told = done(command, "export", "theirs", "--out", "a.gguf")
+    assert "a.gguf: f32" in told and "Read back and compared" in told
+    assert (here / "a.md").read_text().startswith("---")
+
+    out, _ = done(command, "compare", "theirs", "a.gguf", "--text", "a.txt", "--json")
+    result = json.loads(out)
+    assert result["same_top_token"] == 1.0
+    assert result["max_kl_nats"] == 0.0 == result["perplexity_change"]
+    assert result["tokens"] >= result["of_tokens"] > 500
+
+    replies = [
+        done(command, "chat", name, "--prompt", "The fox", "--max-tokens", "8", "--temperature", "0")[0]
+        for name in ("theirs", "a.gguf")
+    ]
+    assert replies[0] == replies[1] and replies[0].strip()
+
+    scores = [json.loads(done(command, "eval", name, "--text", "a.txt", "--json")[0]) for name in ("theirs", "a.gguf")]
+    assert scores[0]["scores"] == scores[1]["scores"]
+    of = scores[0]["scores"]["a.txt"]["all text"]
+    assert of["bits_per_byte"] > 0 and of["documents"] == 1 and of["bytes"] > 1000
+
+    done(command, "export", "a.gguf", "--to", "hf", "--type", "f32", "--out", "again", "--shard-size", "50KB")
+    ours, theirs = (load_model(here / name)[0] for name in ("theirs", "again"))
+    assert all(torch.equal(ours.get_parameter(name), made) for name, made in theirs.named_parameters())
+    assert len(list((here / "again").glob("*.safetensors"))) > 1
+    assert leftovers(here) == []
+
+
+def test_a_rounded_model_differs_and_says_by_how_much(command: Cli) -> None:
+    done(command, "export", "theirs", "--type", "q4_0", "--out", "small.gguf")
+    result = json.loads(done(command, "compare", "theirs", "small.gguf", "--text", "a.txt", "--json")[0])
+    assert result["same_top_token"] < 1 and result["mean_kl_nats"] > 1e-5
+    table, _ = done(command, "compare", "theirs", "small.gguf", "--text", "a.txt", "--max-tokens", "100")
+    assert "same likeliest token" in table and "%" in table
+    assert max(map(len, table.splitlines())) <= 60
+    measured, _ = done(command, "eval", "small.gguf", "--text", "a.txt")
+    assert "bits a byte" in measured.replace("\n", " ") or "bits" in measured
+
+
+def test_for_ollama(here: Path, command: Cli) -> None:
+    done(command, "export", "theirs", "--to", "ollama", "--type", "q8_0", "--out", "mine")
+    assert (here / "mine/Modelfile").read_text().startswith("FROM ./model.gguf\nTEMPLATE")
+    assert done(command, "chat", "mine/model.gguf", "--prompt", "Hi", "--max-tokens", "3")[0]
+
+
+def broken(here: Path) -> None:
+    model, tokenizer = load_model(here / "theirs")
+    with torch.no_grad():
+        model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+    save_model(here / "nan", model, tokenizer)
+
+
+def other_tokenizer(here: Path) -> None:
+    from fox.tokenizer.train import train_tokenizer
+
+    model, _ = load_model(here / "theirs")
+    texts = (f"Kado loren {n} mire.\n" for n in range(300))
+    save_model(here / "other", model, train_tokenizer(texts, vocab_size=300, max_length=256))
+
+
+def nothing(_: Path) -> None:
+    pass
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], int, list[str]]] = {
+    "no such format": (nothing, ["export", "theirs", "--to", "onnx", "--out", "x"], 2, ["--to = 'onnx'", "gguf, hf, ollama are."]),
+    "no such type": (nothing, ["export", "theirs", "--type", "q3_k", "--out", "x"], 2, ["--type = 'q3_k': is no type of gguf", "q4_k_m"]),
+    "blocks in a folder": (nothing, ["export", "theirs", "--to", "hf", "--type", "q4_0", "--out", "x"], 2, ["is no type of hf", "f32, f16, bf16 are."]),
+    "no such size": (nothing, ["export", "theirs", "--to", "hf", "--out", "x", "--shard-size", "big"], 2, ["--shard-size = 'big': is no size", "5GB"]),
+    "no size at all": (nothing, ["export", "theirs", "--to", "hf", "--out", "x", "--shard-size", "0"], 2, ["--shard-size = '0'"]),
+    "nowhere to": (nothing, ["export", "theirs"], 2, ["--out"]),
+    "there already": (nothing, ["export", "theirs", "--to", "hf", "--out", "theirs"], 2, ["--out = 'theirs': is there already"]),
+    "here": (nothing, ["export", "theirs", "--out", "."], 2, ["--out = '.': is there already"]),
+    "weights of NaN": (broken, ["export", "nan", "--out", "x"], 2, ["layers.1.mlp.up_proj.weight", "NaN"]),
+    "NaN compared": (broken, ["compare", "theirs", "nan", "--text", "a.txt"], 1, ["nan: predicts NaN"]),
+    "nothing to measure on": (nothing, ["eval", "theirs"], 2, ["--text: is missing", "--chats FILE"]),
+    "no such text": (nothing, ["eval", "theirs", "--text", "none.txt"], 2, ["--text = 'none.txt': there is no such file or folder"]),
+    "no such chats": (nothing, ["eval", "theirs", "--chats", "none.jsonl"], 2, ["--chats = 'none.jsonl': there is no such file or folder"]),
+    "no such text to compare on": (nothing, ["compare", "theirs", "theirs", "--text", "none.txt"], 2, ["--text = 'none.txt': can't be read"]),
+    "a recipe with --text": (nothing, ["eval", "tiny.toml", "--text", "a.txt"], 2, ["--text: is for a model, and tiny.toml is a recipe"]),
+    "a model with -o": (nothing, ["eval", "theirs", "--text", "a.txt", "-o", "a=1"], 2, ["-o: is for a recipe, and theirs is a model"]),
+    "other tokens": (other_tokenizer, ["compare", "theirs", "other", "--text", "a.txt"], 2, ["MODEL_B = 'other'", "fox eval"]),
+    "no such model": (nothing, ["chat", "missing", "--prompt", "x"], 2, ["MODEL = 'missing': there is no such file or folder", "owner/name"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "words", "code", "told"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_named_and_leaves_nothing(
+    make: Callable[[Path], None], words: list[str], code: int, told: list[str], here: Path, command: Cli
+) -> None:
+    make(here)
+    before = sorted(here.rglob("*"))
+    ended, out, errors = command(*words)
+    assert ended == code, errors
+    assert out == ""
+    for word in told:
+        assert word in errors
+    assert sorted(here.rglob("*")) == before
+
+
+def test_too_short_a_text(here: Path, command: Cli) -> None:
+    (here / "short.txt").write_text("a")
+    assert "too short" in command("compare", "theirs", "theirs", "--text", "short.txt")[2]
+    (here / "latin.txt").write_bytes(b"caf\xe9")
+    assert "is not UTF-8 text" in command("compare", "theirs", "theirs", "--text", "latin.txt")[2]
+
+
+def test_a_name_on_the_hub_without_a_network(here: Path) -> None:
+    """In a process of its own, since huggingface_hub reads its settings when it is imported."""
+    repo = here / "home/hub/models--owner--model"
+    shutil.copytree(here / "theirs", repo / f"snapshots/{COMMIT}")
+    (repo / "refs").mkdir()
+    (repo / "refs/main").write_text(COMMIT)
+    alone = {**ENVIRONMENT, "HF_HOME": str(here / "home"), "HF_HUB_OFFLINE": "1"}
+    for unwanted in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        alone.pop(unwanted, None)
+    code = """
+import sys
+from fox import cli
+for name in ("owner/model", "owner/other"):
+    sys.argv = ["fox", "chat", name, "--prompt", "The fox", "--max-tokens", "3"]
+    try:
+        cli.main()
+    except SystemExit as end:
+        print(name, end.code)
+"""
+    both = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, env=alone, capture_output=True, text=True, timeout=60, check=True
+    )
+    reply, told, nothing_more = both.stdout.partition("owner/model 0\nowner/other 1\n")
+    assert reply.strip() and told and not nothing_more
+    assert "failed: owner/other: is not on this machine" in both.stderr and "name a folder" in both.stderr
+    assert "warning" not in both.stderr and "Traceback" not in both.stderr
