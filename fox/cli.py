@@ -138,8 +138,9 @@ def evaluate(
     ] = None,
     chats: Annotated[list[Path] | None, typer.Option(help="For a model: chats as JSON Lines with `messages`.")] = None,
     max_tokens: Annotated[
-        int, typer.Option(min=2, help="For a model: measure on so many tokens of each file at most.")
-    ] = 20_000,
+        int | None,
+        typer.Option(min=2, help="For a model: measure on so many tokens of each file at most.", show_default="20000"),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For a model: print JSON for a program.")] = False,
     override: Override = None,
     out: Out = None,
@@ -151,7 +152,7 @@ def evaluate(
     """
     from rich.console import Console
 
-    for_model = {"--text": text, "--chats": chats, "--json": as_json}
+    for_model = {"--text": text, "--chats": chats, "--max-tokens": max_tokens, "--json": as_json}
     for_recipe = {"-o": override, "--out": out, "--redo": redo}
     is_recipe = target.endswith(".toml")
     for option, value in (for_model if is_recipe else for_recipe).items():
@@ -161,7 +162,7 @@ def evaluate(
     if not is_recipe:
         from fox.runs.score import score_model
 
-        score_model(target, text or [], chats or [], max_tokens, as_json, Console(stderr=True))
+        score_model(target, text or [], chats or [], max_tokens or 20_000, as_json, Console(stderr=True))
         return
     done = _do(Path(target), override, out, ["eval"], redo)
     from fox.runs.summary import print_scores
@@ -228,7 +229,10 @@ def export_(
             show_default="as it is stored",
         ),
     ] = None,
-    shard_size: Annotated[str, typer.Option(help="For hf: cut the weights into files of at most this size.")] = "5GB",
+    shard_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="For hf: cut the weights into files of at most this.", show_default="5GB"),
+    ] = None,
 ) -> None:
     """Write a model for other engines. It is read back and compared with its source before it counts as done.
 
@@ -252,7 +256,7 @@ def compare(
     ],
     text: Annotated[Path, typer.Option(help="A text file that both read.")],
     chunk: Annotated[int, typer.Option(min=2, help="Tokens of context at most.")] = 512,
-    max_tokens: Annotated[int, typer.Option(min=2, help="Compare on so many tokens at most.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(min=2, max=1_000_000, help="Compare on so many tokens at most.")] = 8192,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
     """How far two models agree on a text: likeliest token, KL divergence, perplexity. For whatever was converted or quantised."""

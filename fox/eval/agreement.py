@@ -117,5 +117,5 @@ def _compared(scores_a_NV: Tensor, scores_b_NV: Tensor, next_N: Tensor) -> tuple
 
 
 def _exp(nats: float) -> float:
-    """e to that power: infinity, and no OverflowError, where a model is wrong and sure of it."""
-    return math.inf if nats > 700 else math.exp(nats)
+    """e to that power, or to the 700th where a model is wrong and surer of it than float64 can say."""
+    return math.exp(min(nats, 700.0))

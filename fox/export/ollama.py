@@ -78,6 +78,7 @@ _TRIALS = (
     _chat("Hello!"),
     _chat("Hello!", system="Be brief."),
     _chat("One", "Two", "Three"),
+    _chat("  what a template may trim \n", " and here\n\n", "\tor here ", system=" or this\n"),
     _chat("Line one\nline two", "- a\n- b", "Why?", "Because.", "Thanks", system="You are a fox."),
 )
 

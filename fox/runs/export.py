@@ -23,14 +23,18 @@ _SHAPE = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "tie_word_embeddings",
 )  # fmt: skip
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
+_UNITS = {None: 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
 
-def export_model(name: str, target: str, file_type: str | None, out: Path, shard_size: str, console: Console) -> None:
+def export_model(
+    name: str, target: str, file_type: str | None, out: Path, shard_size: str | None, console: Console
+) -> None:
     """Write the model that `name` means to `out`, tell what the gate found, and how to run it."""
+    if shard_size and target != "hf":
+        raise UserError("--shard-size", shard_size, problem=f"is for hf, and this is {target}", mend="Leave it out.")
     named = find_model(name)
     stored = open_named(named)
-    request = Request(cast(Target, target), file_type or stored_type(stored), out, _bytes_of(shard_size))
+    request = Request(cast(Target, target), file_type or stored_type(stored), out, _bytes_of(shard_size or "5GB"))
     request.check()
     run = read_run(named.run) if named.run else None
 
@@ -83,7 +87,7 @@ def _about(stored: StoredModel, named: NamedModel, request: Request, exported: E
 
 def _bytes_of(size: str) -> int:
     """5GB, 500MB or 2GiB in bytes."""
-    match = re.fullmatch(r"([1-9]\d{0,8})\s*([KMG]I?)?B?", size.strip().upper())
+    match = re.fullmatch(r"([1-9]\d{0,8})\s*([KMG]I?)?B", size.strip().upper())
     if not match:
         raise UserError("--shard-size", size, problem="is no size", mend="Write it as 5GB, 500MB or 2GiB.")
-    return int(match[1]) * _UNITS[match[2] or ""]
+    return int(match[1]) * _UNITS[match[2]]

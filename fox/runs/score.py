@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fox.data.sources import Document, Tally, read_source
-from fox.errors import UserError
+from fox.errors import Failure, UserError
 from fox.eval.bits_per_byte import HeldOut, Score, score
 from fox.model import Transformer
 from fox.progress import meter
@@ -36,12 +37,12 @@ def score_model(
         )
     stored = open_named(find_model(name))
     model = stored.load(torch.float32)
-    rows: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     for kind, paths in (("text", texts), ("chat", chats)):
         for path in paths:
             with meter(f"eval {path.name}", None, "documents", console=console) as shown:
                 heldout = _heldout(path, kind, stored.tokenizer, max_tokens)
-                rows[str(path)] = _scores(model, stored.tokenizer, heldout)
+                rows.append({"path": str(path), "kind": kind, **_scores(model, stored.tokenizer, heldout)})
                 shown.advance(len(heldout.documents))
     if as_json:
         print(json.dumps({"model": name, "scores": rows}, indent=2))
@@ -85,9 +86,11 @@ def _scores(model: Transformer, tokenizer: Tokenizer, heldout: HeldOut) -> dict[
     for mask in counted:
         mask[:1] = False  # nothing comes before it that could predict it
     precision = resolve_precision("auto")
-    made = {"all text": score(model, tokenizer, heldout, counted, precision)}
+    made = {"all_text": score(model, tokenizer, heldout, counted, precision)}
     if heldout.is_learnt is not None and any(mask.any() for mask in heldout.is_learnt):
         made["replies"] = score(model, tokenizer, heldout, heldout.learnt_only(), precision)
+    if not all(math.isfinite(of.bits) for of in made.values()):
+        raise Failure("The model predicts NaN or infinity: its weights are damaged. Copy or make it again.")
     return {what: _as_dict(of) for what, of in made.items()}
 
 
@@ -101,14 +104,16 @@ def _as_dict(of: Score) -> dict[str, float | int]:
     }
 
 
-def _print(rows: dict[str, Any]) -> None:
+def _print(rows: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("measured on")
     for column in ("bits a byte", "perplexity", "documents", "tokens", "bytes"):
         table.add_column(column, justify="right")
-    for path, scores in rows.items():
-        for what, of in scores.items():
-            label = path if what == "all text" else f"{path}: {what}"
-            numbers = (f"{of[key]:,}" for key in ("documents", "tokens", "bytes"))
-            table.add_row(label, f"{of['bits_per_byte']:.4f}", f"{of['perplexity']:.3f}", *numbers)
+    for row in rows:
+        for what in ("all_text", "replies"):
+            if what in row:
+                label = row["path"] if what == "all_text" else f"{row['path']}: {what}"
+                of = row[what]
+                numbers = (f"{of[key]:,}" for key in ("documents", "tokens", "bytes"))
+                table.add_row(label, f"{of['bits_per_byte']:.4f}", f"{of['perplexity']:.3f}", *numbers)
     Console(highlight=False).print(table)

@@ -80,7 +80,7 @@ def test_from_a_folder_to_gguf_and_back(here: Path, command: Cli) -> None:
 
     scores = [json.loads(done(command, "eval", name, "--text", "a.txt", "--json")[0]) for name in ("theirs", "a.gguf")]
     assert scores[0]["scores"] == scores[1]["scores"]
-    of = scores[0]["scores"]["a.txt"]["all text"]
+    of = scores[0]["scores"][0]["all_text"]
     assert of["bits_per_byte"] > 0 and of["documents"] == 1 and of["bytes"] > 1000
 
     done(command, "export", "a.gguf", "--to", "hf", "--type", "f32", "--out", "again", "--shard-size", "50KB")
@@ -131,6 +131,8 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], int, list[str]]] = 
     "no such type": (nothing, ["export", "theirs", "--type", "q3_k", "--out", "x"], 2, ["--type = 'q3_k': is no type of gguf", "q4_k_m"]),
     "blocks in a folder": (nothing, ["export", "theirs", "--to", "hf", "--type", "q4_0", "--out", "x"], 2, ["is no type of hf", "f32, f16, bf16 are."]),
     "no such size": (nothing, ["export", "theirs", "--to", "hf", "--out", "x", "--shard-size", "big"], 2, ["--shard-size = 'big': is no size", "5GB"]),
+    "a size without a unit": (nothing, ["export", "theirs", "--to", "hf", "--out", "x", "--shard-size", "5"], 2, ["--shard-size = '5': is no size"]),
+    "a size for one file": (nothing, ["export", "theirs", "--out", "x", "--shard-size", "5GB"], 2, ["--shard-size = '5GB': is for hf, and this is gguf"]),
     "no size at all": (nothing, ["export", "theirs", "--to", "hf", "--out", "x", "--shard-size", "0"], 2, ["--shard-size = '0'"]),
     "nowhere to": (nothing, ["export", "theirs"], 2, ["--out"]),
     "there already": (nothing, ["export", "theirs", "--to", "hf", "--out", "theirs"], 2, ["--out = 'theirs': is there already"]),
