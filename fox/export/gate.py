@@ -3,7 +3,7 @@
 Its tokenizer must give the same ids on texts that are known to be hard, and its weights the same predictions, within what
 its type's rounding does. Both models are read from the disk as their users would read them.
 
-B rows, T tokens
+B rows of T tokens; R rows of C weights, P rows of them at a time
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ PROMPTS = (
 _LEAST_HALF = {"F16": 2**-25, "BF16": 2**-134}  # half of the least number above 0
 _FLOAT32 = 1e-6  # more than a float32 is off, relatively
 _SCALED = 2e-4  # what the reader of GGUF files lets pass as Llama 3's scaling, twice
+_CACHED_WEIGHTS = 1 << 18  # so many are compared at a time, which stay in a core's cache
 _PROMPT_TOKENS = 24
 _GREEDY_TOKENS = 8
 
@@ -159,12 +160,15 @@ def check_tensors(source: StoredModel, written: StoredModel, checked: Callable[[
         kind = written.weights.stored_types[name]
         error, size = 0.0, 0.0
         for wanted_RC, made_RC in zip(source.chunks(name), written.chunks(name), strict=True):
-            wanted_RC = wanted_RC.float()
-            error_RC = (made_RC.float() - wanted_RC).abs()
-            if kind not in WORST_ERROR and not (error_RC <= _allowed(wanted_RC, kind)).all():  # so that NaN fails, too
-                raise Failure(f"{name} is not as it was: a weight is further off than rounding to {kind} takes it")
-            error += error_RC.square().sum(dtype=torch.float64).item()
-            size += wanted_RC.square().sum(dtype=torch.float64).item()
+            rows = max(1, _CACHED_WEIGHTS // wanted_RC.shape[1])
+            for wanted_PC, made_PC in zip(wanted_RC.split(rows), made_RC.split(rows), strict=True):
+                wanted_PC = wanted_PC.float()
+                error_PC = (made_PC.float() - wanted_PC).abs_()
+                if kind in WORST_ERROR:
+                    error += error_PC.square_().sum(dtype=torch.float64).item()
+                    size += wanted_PC.square().sum(dtype=torch.float64).item()
+                elif not (error_PC <= _allowed(wanted_PC, kind)).all():  # so that NaN fails, too
+                    raise Failure(f"{name} is not as it was: a weight is further off than rounding to {kind} takes it")
             checked(wanted_RC.numel())
         if kind in WORST_ERROR and not error <= size * WORST_ERROR[kind] ** 2:
             raise Failure(

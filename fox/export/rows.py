@@ -20,7 +20,8 @@ def encoded_rows(
     Raises UserError for a weight that the type can't hold.
     """
     for chunk_RC in chunks:
-        if not chunk_RC.isfinite().all():  # some types keep NaN, but no engine can do anything with it
+        least, greatest = chunk_RC.aminmax()  # one pass, where isfinite takes several; NaN shows in it, too
+        if not (least.isfinite() and greatest.isfinite()):  # some types keep NaN, but no engine can do anything with it
             raise UserError(
                 "model", str(stored.path), problem=f"{name} has weights that are NaN or infinite",
                 mend="Copy or make it again.",

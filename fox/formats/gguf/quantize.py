@@ -66,7 +66,8 @@ def _bf16(weight_NB: Tensor, block_NY: Tensor) -> None:
 
 def _cast(weight_NB: Tensor, cast_NB: Tensor, name: str) -> None:
     cast_NB.copy_(weight_NB)
-    if (cast_NB.isinf() & weight_NB.isfinite()).any():
+    least, greatest = cast_NB.aminmax()  # one pass, where isinf takes several; NaN shows in it, too
+    if not (least - greatest).isfinite() and (cast_NB.isinf() & weight_NB.isfinite()).any():
         raise OverflowError(f"a weight does not fit {name}")
 
 
