@@ -28,36 +28,28 @@ import argparse
 import importlib.metadata
 import json
 import math
-import random
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from real_weights import HOW, check, llama_command, llama_cpp, llama_environment, weights
+from llama_programs import Saved, predictions, quantised, server
+from real_weights import HOW, check, llama_cpp, weights
 from results import record
 from rich.console import Console
 from rich.table import Table
+from tensor_errors import other_types, tensor_errors
 from torch import Tensor
 
 from fox.engine.generate import generate
 from fox.engine.kv_cache import KVCache
 from fox.engine.sampler import Sampling
 from fox.export.gguf import export_gguf
-from fox.model import ModelConfig, Transformer
-from fox.model.directory import save_model
 from fox.model.stored import StoredModel, open_model
 from fox.tokenizer.chat import encode_chat
-from fox.tokenizer.train import train_tokenizer
 
 # N places in a text that count, V vocabulary, B rows, T tokens, D hidden size
 
@@ -187,7 +179,10 @@ class Bench:
         """Write one type, run it in both engines, and compare."""
         path = self.folder / f"fox-{file_type}.gguf"
         export_gguf(self.source.stored, path, file_type, {"name": "SmolLM2"}, lambda weights: None)
-        ours, saved = Reader(open_model(path), self.rows_BT), self._saved(path)
+        ours, saved = (
+            Reader(open_model(path), self.rows_BT),
+            predictions(path, self.text, self.chunks, self.chunk, self.threads),
+        )
         kl_N, same_top_N = _divergence(ours, saved, kept_nats=_KEPT_NATS)
         same, margin = self._continue(ours, is_exact=file_type == "f32")
         made = Outcome(
@@ -202,28 +197,18 @@ class Bench:
             from_source=_divergence(self.source, ours)[0].mean().item(),
         )
         if file_type in QUANTISED:
-            stored = _quantised(self.folder / "fox-f32.gguf", self.folder / "theirs.gguf", file_type, self.threads)
+            stored = quantised(self.folder / "fox-f32.gguf", self.folder / "theirs.gguf", file_type, self.threads)
             theirs = Reader(stored, self.rows_BT)
             made.their_size = stored.path.stat().st_size
             made.theirs_from_source = _divergence(self.source, theirs)[0].mean().item()
-            made.other_types = len(_other_types(ours.stored, stored))
+            made.other_types = len(other_types(ours.stored, stored))
         if file_type != "f32":
             path.unlink()
         return made
 
-    def _saved(self, path: Path) -> Saved:
-        """llama.cpp's predictions on the text."""
-        saved, chunk = self.folder / "saved.kld", str(self.chunk)
-        words: list[str | Path] = ["-m", path, "-f", self.text, "-c", chunk, "-b", chunk, "--chunks", str(self.chunks)]
-        words += ["--save-all-logits", saved, "-t", self.threads, *_AS_FOX]
-        subprocess.run(
-            llama_command("llama-perplexity", *words), check=True, capture_output=True, env=llama_environment()
-        )
-        return Saved(saved)
-
     def _continue(self, ours: Reader, is_exact: bool) -> tuple[int, float]:
         """How many prompts both continue by the same tokens, and the largest margin at a first divergence."""
-        with _server(ours.stored.path, self.threads) as complete:
+        with server(ours.stored.path, self.threads) as complete:
             said = [complete(prompt, self.tokens) for prompt in self.prompts]
         margins = [_margin(ours, prompt, tokens) for prompt, tokens in zip(self.prompts, said, strict=True)]
         same = sum(margin is None for margin in margins)
@@ -233,10 +218,6 @@ class Bench:
                 for prompt, tokens in zip(self.prompts, said, strict=True)
             )
         return same, max((margin for margin in margins if margin is not None), default=0.0)
-
-
-_AS_FOX = ["-ctk", "f32", "-ctv", "f32", "-fa", "off"]
-"""Keys and values in f32, and attention step by step."""
 
 
 class Reader:
@@ -255,30 +236,6 @@ class Reader:
     def log_probabilities(self, start: int, stop: int) -> Tensor:
         """Of places `start` to `stop` (N, V)."""
         return self.model.logits(self._hidden_ND[start:stop]).double().log_softmax(-1)
-
-
-class Saved:
-    """What llama-perplexity saves: tokens, and of each place the log of its probabilities, in 65,536 steps (see its
-    log_softmax, which keeps 16 nats)."""
-
-    def __init__(self, path: Path) -> None:
-        head = path.open("rb").read(20)
-        assert head[:8] == b"_logits_"
-        context, self.vocabulary, chunks = np.frombuffer(head[8:], dtype=np.int32).tolist()
-        self.rows_BT = np.fromfile(path, dtype=np.int32, count=chunks * context, offset=20).reshape(chunks, context)
-        width = 4 + 2 * ((self.vocabulary + 1) // 2)
-        places = np.memmap(path, dtype=np.uint16, mode="r", offset=20 + self.rows_BT.nbytes)
-        self._places = places.reshape(chunks * (context - 1 - context // 2), width)
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    def log_probabilities(self, start: int, stop: int) -> Tensor:
-        """Of places `start` to `stop` (N, V)."""
-        places = np.array(self._places[start:stop])
-        scale_least = places[:, :4].copy().view(np.float32).astype(np.float64)
-        codes_NV = places[:, 4 : 4 + self.vocabulary].astype(np.float64)
-        return torch.from_numpy(codes_NV * scale_least[:, :1] + scale_least[:, 1:])
 
 
 _KEPT_NATS = 16.0
@@ -327,115 +284,6 @@ def _until_end(ours: Reader, tokens: list[int]) -> list[int]:
     """A continuation, with one id for all that end it."""
     ends = ours.stored.tokenizer.stop_ids
     return [-1 if token in ends else token for token in tokens]
-
-
-@contextmanager
-def _server(path: Path, threads: str) -> Iterator[Callable[[list[int], int], list[int]]]:
-    """llama-server with a model; gives a function that continues a prompt greedily, with the token that ends it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words: list[str | Path] = [
-        "-m",
-        path,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "-c",
-        "1024",
-        "-np",
-        "1",
-        "-t",
-        threads,
-    ]
-    command = llama_command("llama-server", *words, "--no-ui", "--cache-ram", "0", *_AS_FOX)
-    with (path.parent / "server.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=llama_environment())
-    try:
-        _wait(f"http://127.0.0.1:{port}/health", process)
-
-        def complete(prompt: list[int], tokens: int) -> list[int]:
-            asked = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "samplers": ["top_k"], "top_k": 1}
-            asked |= {"cache_prompt": False, "return_tokens": True, "n_probs": 1}
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/completion", json.dumps(asked).encode(), {"Content-Type": "application/json"}
-            )
-            with urllib.request.urlopen(request, timeout=1800) as reply:
-                made = json.load(reply)
-            assert made["tokens_evaluated"] == len(prompt), "it must read what Fox reads"
-            return [place["id"] for place in made["completion_probabilities"]]  # `tokens` lacks the one that ends it
-
-        yield complete
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    for _ in range(1200):
-        time.sleep(0.25)
-        assert process.poll() is None, "llama-server has ended: does it read this file?"
-        try:
-            with urllib.request.urlopen(url, timeout=10):
-                return
-        except OSError:
-            continue
-    raise TimeoutError(url)
-
-
-def _quantised(source: Path, path: Path, file_type: str, threads: str) -> StoredModel:
-    """What llama-quantize makes of a file."""
-    path.unlink(missing_ok=True)
-    command = llama_command("llama-quantize", source, path, file_type.upper(), threads)
-    subprocess.run(command, check=True, capture_output=True, env=llama_environment())
-    return open_model(path)
-
-
-def _other_types(ours: StoredModel, theirs: StoredModel) -> dict[str, tuple[str, str]]:
-    """The tensors that are kept in another type, with both types."""
-    one, other = ours.weights.stored_types, theirs.weights.stored_types
-    return {name: (one[name], other[name]) for name in ours.names if one[name] != other[name]}
-
-
-def tensor_errors(folder: Path, types: Sequence[str]) -> dict[str, dict[str, float]]:
-    """The relative root mean square error of a random model's tensors, by their type, made by Fox and by llama-quantize."""
-    config = ModelConfig(
-        vocab_size=400, hidden_size=512, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=64, max_position_embeddings=256, rope_theta=10_000.0, rms_norm_eps=1e-5,
-        initializer_range=0.02, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = Transformer(config)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(0.0 if parameter.ndim > 1 else 1.0, 0.02, generator=generator)
-    words = [f"The fox no. {n} ran over the lazy dog {n * 37}.\n" for n in range(300)]
-    random.Random(1).shuffle(words)
-    save_model(folder / "random", model, train_tokenizer(iter(words), vocab_size=400, max_length=256))
-    stored = open_model(folder / "random")
-    exact = folder / "random-f32.gguf"
-    export_gguf(stored, exact, "f32", {}, lambda weights: None)
-    made: dict[str, dict[str, float]] = {}
-    for file_type in types:
-        path = folder / "random-ours.gguf"
-        path.unlink(missing_ok=True)
-        export_gguf(stored, path, file_type, {}, lambda weights: None)
-        ours, theirs = open_model(path), _quantised(exact, folder / "random-theirs.gguf", file_type, "1")
-        assert not _other_types(ours, theirs), _other_types(ours, theirs)
-        for kind in sorted(set(ours.weights.stored_types.values()) - {"F32", *made}):
-            names = [name for name in stored.names if ours.weights.stored_types[name] == kind]
-            made[kind] = {"ours": _error(stored, ours, names), "theirs": _error(stored, theirs, names)}
-    return made
-
-
-def _error(source: StoredModel, made: StoredModel, names: list[str]) -> float:
-    error, size = 0.0, 0.0
-    for name in names:
-        wanted = source.tensor(name, torch.float32).double()
-        error += (made.tensor(name, torch.float32) - wanted).square().sum().item()
-        size += wanted.square().sum().item()
-    return math.sqrt(error / size)
 
 
 def _speech() -> str:
