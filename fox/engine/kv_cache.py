@@ -1,6 +1,6 @@
 """The keys and values of the tokens that a model has seen, so that each token is computed once.
 
-B rows (one here), K key/value heads, T new tokens, S all tokens, H head size
+B rows, K key/value heads, T new tokens, S all tokens, H head size
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ from fox.model import ModelConfig
 
 
 class KVCache:
-    """Up to `max_tokens` tokens of one sequence, of which it holds `num_tokens`. Memory is taken as they come."""
+    """Up to `max_tokens` tokens of each of `rows` sequences, of which it holds `num_tokens`. Memory is taken as they come."""
 
-    def __init__(self, config: ModelConfig, max_tokens: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, max_tokens: int, dtype: torch.dtype, device: torch.device, rows: int = 1
+    ) -> None:
         self.num_tokens = 0
         self.max_tokens = max_tokens
-        shape = (1, config.num_key_value_heads, 0, config.head_dim)
+        shape = (rows, config.num_key_value_heads, 0, config.head_dim)
         self.layers = [_Layer(self, shape, dtype, device) for _ in range(config.num_hidden_layers)]
 
     def truncate(self, num_tokens: int) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from fox.engine.kv_cache import KVCache
 from fox.engine.streamed import hidden_states, logits
 from fox.errors import Failure, UserError
 from fox.eval.agreement import Agreement, agreement
@@ -216,11 +217,14 @@ def check_predictions(
 
 def greedy_path(source: StoredModel, prompt_BT: Tensor, after_part: Callable[[], None]) -> Tensor:
     """The prompts and what the source itself says next, always its likeliest token."""
-    path_BT = prompt_BT
+    rows, length = prompt_BT.shape
+    cache = KVCache(source.config, length + _GREEDY_TOKENS, torch.float32, torch.device("cpu"), rows)
+    path, new_BT = [prompt_BT], prompt_BT
     for _ in range(_GREEDY_TOKENS):
-        last_BD = hidden_states(source, path_BT, after_part)[:, -1]
-        path_BT = torch.cat([path_BT, logits(source, last_BD).argmax(-1, keepdim=True)], dim=1)
-    return path_BT
+        last_BD = hidden_states(source, new_BT, after_part, cache)[:, -1]
+        new_BT = logits(source, last_BD).argmax(-1, keepdim=True)
+        path.append(new_BT)
+    return torch.cat(path, dim=1)
 
 
 def first_divergence(made: Agreement, rows: int) -> float:

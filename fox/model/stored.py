@@ -77,12 +77,16 @@ class StoredModel:
         if self.weights.stored_types[name] == _CODES.get(dtype):  # may stay where it lies
             return self.weights.read_rows(name).view(shape)
         whole = torch.empty(shape, dtype=dtype)
-        rows_RC = whole.view(-1, shape[-1])
+        self.read_into(whole, name)
+        return whole
+
+    def read_into(self, whole: Tensor, name: str) -> None:
+        """A whole tensor into one of its shape that is there already, and of its type."""
+        rows_RC = whole.view(-1, whole.shape[-1])
         start = 0
         for chunk_RC in self.chunks(name):
             rows_RC[start : start + len(chunk_RC)] = chunk_RC
             start += len(chunk_RC)
-        return whole
 
     def load(self, dtype: torch.dtype = torch.float32) -> Transformer:
         """The model in memory, ready to run."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from fox.engine import streamed
+from fox.engine.kv_cache import KVCache
 from fox.engine.streamed import hidden_states, logits
 from fox.export.gguf import export_gguf
 from fox.model import Transformer
@@ -83,6 +84,22 @@ def test_rows_may_pass_in_parts(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(streamed, "_PASS_TOKENS", pass_tokens)
     assert_same(store(tiny_model), tiny_model, tokens_BT)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_tokens_may_come_in_pieces(
+    damaged: bool, tiny_model: Transformer, store: Callable[..., StoredModel], tokens_BT: Tensor
+) -> None:
+    stored = store(tiny_model)
+    cache = KVCache(stored.config, tokens_BT.shape[1], torch.float32, torch.device("cpu"), rows=len(tokens_BT))
+    made = []
+    for piece_BT in tokens_BT.split([20, 1, 1, 11], dim=1):
+        made.append(hidden_states(stored, piece_BT, ignore, cache))
+        if damaged:
+            with torch.inference_mode():
+                cache.layers[1]._v_BKSH[3].zero_()
+    same = torch.allclose(torch.cat(made, dim=1), plainly(tiny_model, tokens_BT)[0], atol=LIMIT, rtol=0)
+    assert same is not damaged
 
 
 def test_the_vocabulary_may_be_scored_in_parts(
