@@ -68,6 +68,12 @@ class ModelConfig:
                 "architectures", named, place=place,
                 problem="is not supported", mend=f"{' and '.join(_ARCHITECTURES)} are.",
             )  # fmt: skip
+        model_type = _ARCHITECTURES[architecture]
+        if config.get("model_type") not in (None, model_type):  # transformers would go by this one
+            raise UserError(
+                "model_type", config["model_type"], place=place,
+                problem=f"is not what {architecture} is of", mend=f'"{model_type}" is.',
+            )  # fmt: skip
         for key, value in _SUPPORTED.items():
             if config.get(key) not in (None, value):
                 raise UserError(key, config[key], place=place, problem="is not supported", mend=f"{value!r} is.")
@@ -82,22 +88,28 @@ class ModelConfig:
             )
         theta, scaling = _rope(config, place)
         values = JsonValues({**config, "rope_theta": theta}, place)
+        layers = values.whole("num_hidden_layers")
+        if kinds and len(kinds) != layers:
+            raise UserError(
+                "layer_types", place=place, problem=f"names {len(kinds)} layers, and the model has {layers}"
+            )
+        is_qwen3 = model_type == "qwen3"
         heads, hidden = values.whole("num_attention_heads"), values.whole("hidden_size")
         shape = cls(
             vocab_size=values.whole("vocab_size"),
             hidden_size=hidden,
             intermediate_size=values.whole("intermediate_size"),
-            num_hidden_layers=values.whole("num_hidden_layers"),
+            num_hidden_layers=layers,
             num_attention_heads=heads,
             num_key_value_heads=values.whole("num_key_value_heads", heads),
-            head_dim=values.whole("head_dim", hidden // heads),
+            head_dim=values.whole("head_dim", 128 if is_qwen3 else hidden // heads),  # as transformers has it
             max_position_embeddings=values.whole("max_position_embeddings"),
             rope_theta=values.positive("rope_theta", 10_000.0),
-            rms_norm_eps=values.positive("rms_norm_eps"),
+            rms_norm_eps=values.positive("rms_norm_eps", 1e-6),
             initializer_range=values.positive("initializer_range", 0.02),
             tie_word_embeddings=values.yes_or_no("tie_word_embeddings", False),
             rope_scaling=scaling,
-            qk_norm=_ARCHITECTURES[architecture] == "qwen3",
+            qk_norm=is_qwen3,
         )
         shape.check(place)
         return shape
@@ -143,34 +155,60 @@ _SUPPORTED = {
 """Options of these architectures, and the one value of each that Fox's model computes."""
 
 
+_ROPE_KEYS = {
+    "rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    "partial_rotary_factor",
+}  # fmt: skip
+
+
 def _rope(config: dict[str, Any], place: str) -> tuple[Any, RopeScaling | None]:
-    """Theta (None where the config has none) and scaling, from the new place of the two or the old."""
-    theta, scaling = config.get("rope_theta"), None
-    for key in ("rope_scaling", "rope_parameters"):  # transformers before and since release 5
-        rope = config.get(key) or {}
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
-        if kind not in ("default", "linear", "llama3"):
-            raise UserError(
-                key, rope, place=place, problem="is not supported",
-                mend='Rotary positions without scaling, and of type "linear" or "llama3", are.',
-            )  # fmt: skip
-        theta = rope.get("rope_theta", theta)
-        if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
-            raise UserError(key, rope, place=place, problem="turns a part of each head only, which is not supported")
-        values = JsonValues(rope, place, f"{key}.")
-        if kind == "linear":
-            scaling = RopeScaling("linear", values.positive("factor"))
-        elif kind == "llama3":
-            scaling = RopeScaling(
-                "llama3",
-                values.positive("factor"),
-                values.positive("low_freq_factor"),
-                values.positive("high_freq_factor"),
-                values.whole("original_max_position_embeddings"),
-            )
-            if scaling.high_freq_factor <= scaling.low_freq_factor:
-                raise UserError(key, rope, place=place, problem="has a high_freq_factor not above its low_freq_factor")
-    return theta, scaling
+    """Theta (None where the config has none) and scaling, from the old place of the two or the new.
+
+    Raises UserError where they contradict each other: which of them is believed differs between releases of transformers.
+    """
+    theta = config.get("rope_theta")
+    stated = [key for key in ("rope_scaling", "rope_parameters") if config.get(key)]  # before and since release 5
+    scalings = [_scaling(key, config, place) for key in stated]
+    if len(scalings) == 2 and scalings[0] != scalings[1]:
+        raise UserError("rope_scaling", config["rope_scaling"], place=place, problem="is not what rope_parameters says")
+    thetas = [config[key]["rope_theta"] for key in stated if config[key].get("rope_theta") is not None]
+    if "rope_theta" in config and theta is None and not thetas:
+        raise UserError("rope_theta", place=place, problem="is null")
+    if any(other != (theta if theta is not None else thetas[0]) for other in thetas):
+        raise UserError("rope_theta", theta, place=place, problem=f"is not {thetas[0]}, as {stated[-1]} says")
+    return theta if theta is not None else next(iter(thetas), None), next(iter(scalings), None)
+
+
+def _scaling(key: str, config: dict[str, Any], place: str) -> RopeScaling | None:
+    rope = config[key]
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else None
+    if kind not in ("default", "linear", "llama3"):
+        raise UserError(
+            key, rope, place=place, problem="is not supported",
+            mend='Rotary positions without scaling, and of type "linear" or "llama3", are.',
+        )  # fmt: skip
+    unknown = sorted(name for name, value in rope.items() if name not in _ROPE_KEYS and value is not None)
+    if unknown or rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        name = (unknown or ["partial_rotary_factor"])[0]
+        raise UserError(f"{key}.{name}", rope[name], place=place, problem="is not supported")
+    values = JsonValues(rope, place, f"{key}.")
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling("linear", values.positive("factor"))
+    scaling = RopeScaling(
+        "llama3",
+        values.positive("factor"),
+        values.positive("low_freq_factor"),
+        values.positive("high_freq_factor"),
+        values.whole("original_max_position_embeddings"),
+    )
+    if scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise UserError(key, rope, place=place, problem="has a high_freq_factor not above its low_freq_factor")
+    above = config.get("original_max_position_embeddings")  # which transformers would prefer
+    if above not in (None, scaling.original_max_position_embeddings):
+        raise UserError("original_max_position_embeddings", above, place=place, problem=f"is not what {key} says")
+    return scaling
 
 
 class JsonValues:

@@ -39,11 +39,18 @@ _IN_BLOCK = {
 }
 _NOT_COMPUTED = {
     "attention.causal": True,
+    "rope.scaling.attn_factor": 1,
     **dict.fromkeys(("logit_scale", "residual_scale", "embedding_scale", "attention.scale"), 0),
     **dict.fromkeys(("attention.clamp_kqv", "attention.sliding_window", "expert_count", "expert_used_count"), 0),
     **dict.fromkeys(("attn_logit_softcapping", "final_logit_softcapping"), 0),
 }
 """Options that GGUF has for these architectures, which change what is computed, and what each must say if it is there."""
+_COMPUTED = {
+    "attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length",
+    "attention.layer_norm_rms_epsilon", "rope.dimension_count", "rope.freq_base", "rope.scaling.type",
+    "rope.scaling.factor", "rope.scale_linear", "rope.scaling.original_context_length", "rope.scaling.finetuned",
+}  # fmt: skip
+"""Of attention and positions, what is read, and the two last, which matter only for scaling that is refused."""
 
 
 def gguf_name(name: str) -> str:
@@ -67,6 +74,14 @@ def config_from_gguf(file: GgufFile) -> ModelConfig:
         full = f"{architecture}.{key}"
         if full in metadata and metadata.scalar(full) != harmless:
             raise UserError(full, metadata.scalar(full), place=place, problem="is not supported")
+    for key in metadata:
+        kind, _, option = key.partition(".")
+        if (
+            kind == architecture
+            and option.startswith(("attention.", "rope."))
+            and option not in {*_COMPUTED, *_NOT_COMPUTED}
+        ):
+            raise UserError(key, place=place, problem="is not supported")
     if metadata.whole("split.count", 1) > 1:
         raise UserError(
             "split.count", metadata.whole("split.count"), place=place, problem="the model is cut into several files",
@@ -173,27 +188,29 @@ class GgufWeights:
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows `start` to `stop` of a tensor as float32. A vector is one row."""
-        if is_interleaved(self._config, name):
-            return part(self._file.read_rows(gguf_name(name)), self._config.head_dim)[start:stop]
+        if is_interleaved(self._config, name):  # whole heads, and of them what is asked for
+            head, rows = self._config.head_dim, self.shapes[name][0]
+            stop = rows if stop is None else stop
+            first = start // head * head
+            heads_RC = self._file.read_rows(gguf_name(name), first, min(-(-stop // head) * head, rows))
+            return part(heads_RC, head)[start - first : stop - first]
         return self._file.read_rows(gguf_name(name), start, stop)
 
 
 def _linear(metadata: Metadata, architecture: str) -> RopeScaling | None:
-    kind = metadata.text(f"{architecture}.rope.scaling.type", "none")
-    if kind == "none":
-        old = metadata.number(f"{architecture}.rope.scale_linear", 1.0)
-        return None if old == 1.0 else RopeScaling("linear", _positive(metadata, f"{architecture}.rope.scale_linear"))
-    if kind != "linear":
+    # llama.cpp's default is linear: a factor alone scales.
+    kind = metadata.text(f"{architecture}.rope.scaling.type", "linear")
+    if kind not in ("none", "linear"):
         raise UserError(
             f"{architecture}.rope.scaling.type", kind, place=metadata.place, problem="is not supported",
             mend="linear is, and Llama 3's by rope_freqs.weight.",
         )  # fmt: skip
-    factor = _positive(metadata, f"{architecture}.rope.scaling.factor")
+    keys = (f"{architecture}.rope.scaling.factor", f"{architecture}.rope.scale_linear")
+    key = next((key for key in keys if key in metadata), None)
+    if kind == "none" or key is None:
+        return None
+    factor = JsonValues({key: metadata.number(key)}, metadata.place).positive(key)
     return None if factor == 1.0 else RopeScaling("linear", factor)
-
-
-def _positive(metadata: Metadata, key: str) -> float:
-    return JsonValues({key: metadata.number(key)}, metadata.place).positive(key)
 
 
 def _with_llama3(config: ModelConfig, file: GgufFile) -> ModelConfig:

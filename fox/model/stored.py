@@ -227,7 +227,8 @@ def _believe_the_tokenizer(tokenizer: Tokenizer, *configs: Mapping[str, Any]) ->
     """
     named = {name: {i for config in configs for i in _ids(config.get(f"{name}_token_id"))} for name in ("bos", "eos")}
     special = set(tokenizer.special_ids.values())
-    no_end = {tokenizer.bos_id, tokenizer.pad_id} - {tokenizer.eos_id}
+    # Ends are often several (Qwen3 and Llama 3 name theirs in a list); a text's beginning is none of them.
+    no_end = {tokenizer.bos_id} - {tokenizer.eos_id}
     tokenizer.stop_ids |= {i for i in named["eos"] if i in special and i not in no_end}
     wrong = {
         "bos": named["bos"] - {tokenizer.bos_id} if tokenizer.bos_id is not None else set(),

@@ -17,7 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from fox.export.gguf import export_gguf
 from fox.model import Transformer
+from fox.model.config import RopeScaling
 from fox.model.directory import load_model, save_model
+from fox.model.gguf import config_to_gguf
 from fox.model.stored import StoredModel, open_model
 from fox.tokenizer import Tokenizer
 from tests.parity.test_transformers_model import FLOAT32, LAYOUTS, assert_same, ours, theirs
@@ -91,3 +93,24 @@ def test_the_gguf_library_sees_the_same_weights(
 
 def whole(stored: StoredModel, name: str) -> np.ndarray:
     return stored.tensor(name, torch.float32).numpy()
+
+
+def test_a_part_of_an_interleaved_matrix_is_read_by_whole_heads(
+    make_model: Callable[..., Transformer], tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    stored = open_model(written(make_model(), tiny_tokenizer, tmp_path))
+    name = "model.layers.0.self_attn.q_proj.weight"
+    all_RC = stored.weights.read_rows(name)
+    for start, stop in ((0, 8), (3, 5), (7, 9), (13, 32), (31, 32)):
+        assert torch.equal(stored.weights.read_rows(name, start, stop), all_RC[start:stop])
+
+
+def test_a_factor_alone_scales_evenly_as_in_llama_cpp(
+    make_model: Callable[..., Transformer], tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_type = lambda config: {  # noqa: E731
+        key: value for key, value in config_to_gguf(config).items() if key != "llama.rope.scaling.type"
+    }
+    monkeypatch.setattr("fox.export.gguf.config_to_gguf", without_type)
+    path = written(make_model(rope_scaling=RopeScaling("linear", 4.0)), tiny_tokenizer, tmp_path)
+    assert open_model(path).config.rope_scaling == RopeScaling("linear", 4.0)

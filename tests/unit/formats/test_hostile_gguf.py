@@ -207,7 +207,8 @@ KEYS: dict[str, tuple[str, bytes | None, str]] = {
     "scaling not a number": (LLAMA + "rope.scale_linear", entry(F32, math.nan), "llama.rope.scale_linear = nan"),
     "scaling of 0": (LLAMA + "rope.scale_linear", entry(F32, 0.0), "llama.rope.scale_linear = 0.0"),
     "scaling that Fox has not": (LLAMA + "rope.scaling.type", entry(STRING, "yarn"), "rope.scaling.type = 'yarn'"),
-    "scaling without a factor": (LLAMA + "rope.scaling.type", entry(STRING, "linear"), "rope.scaling.factor: is missing"),
+    "attention scaled, too": (LLAMA + "rope.scaling.attn_factor", entry(F32, 2.0), "rope.scaling.attn_factor = 2.0: is not supported"),
+    "an option nobody knows": (LLAMA + "attention.new", entry(F32, 2.0), "llama.attention.new: is not supported"),
     "experts": (LLAMA + "expert_count", entry(U32, 8), "expert_count = 8: is not supported"),
     "experts in a list": (LLAMA + "expert_count", array(U32, bytes(4), 1), "expert_count = 'a list'"),
     **{

@@ -17,6 +17,7 @@ from fox.engine.sampler import Sampling
 from fox.errors import UserError
 from fox.model import Transformer
 from fox.model.directory import load_model, save_model
+from fox.model.stored import open_model
 from fox.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.timeout(30)
@@ -82,9 +83,14 @@ LLAMA3 = {
         ("rope_scaling.factor", {"type": "linear", "factor": 0}),
         ("rope_scaling", LLAMA3 | {"high_freq_factor": 1.0}),
         ("rope_scaling.original_max_position_embeddings", LLAMA3 | {"original_max_position_embeddings": 1.5}),
-        ("rope_scaling", {"rope_type": "default", "partial_rotary_factor": 0.5}),
+        ("rope_scaling.partial_rotary_factor", {"rope_type": "default", "partial_rotary_factor": 0.5}),
         ("rope_scaling", "yarn"),
         ("layer_types", ["full_attention", "sliding_attention"]),
+        ("layer_types", ["full_attention"] * 2),
+        ("model_type", "mistral"),
+        ("rope_theta", None),
+        ("rope_parameters.attention_factor", {"rope_type": "default", "attention_factor": 2.0}),
+        ("rope_parameters.full_attention", {"full_attention": {"rope_type": "default"}}),
         ("use_sliding_window", True),
         ("rope_parameters", {"rope_type": "yarn", "rope_theta": 1e4}),
         ("rope_parameters", [1]),
@@ -102,7 +108,6 @@ LLAMA3 = {
         ("hidden_size", LEFT_OUT),
         *[("rope_theta", wrong) for wrong in (0, -1.0, "1e4", float("nan"), float("inf"), 10**400)],
         ("rms_norm_eps", float("nan")),
-        ("rms_norm_eps", None),
         ("initializer_range", -1),
         ("tie_word_embeddings", "yes"),
     ],
@@ -111,6 +116,39 @@ def test_a_config_is_refused_by_the_name_of_what_is_wrong(key: str, value: objec
     change_config(folder, **{key.partition(".")[0]: value})
     with pytest.raises(UserError, match=rf"config\.json  {key}(:| = )"):
         load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rope_scaling": LLAMA3, "rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling .* is not what rope_parameters says"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}, "rope_theta .* is not 1000000.0, as rope_parameters says"),
+        ({"rope_scaling": LLAMA3, "original_max_position_embeddings": 4096}, "original_max_position_embeddings = 4096: is not what rope_scaling says"),
+    ],
+)  # fmt: skip
+def test_places_that_contradict_each_other_are_refused(changes: dict[str, Any], told: str, folder: Path) -> None:
+    change_config(folder, **changes)
+    with pytest.raises(UserError, match=told):
+        load_model(folder)
+
+
+def test_ends_in_a_list_all_end_a_reply_also_one_that_pads(folder: Path) -> None:
+    """Qwen3's layout: eos <|im_end|>, pad <|endoftext|>, and both in generation_config.json."""
+    other, pad = 5, 0
+    eos = load_model(folder)[1].eos_id
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [eos, other, pad]}))
+    stored = open_model(folder)
+    assert stored.tokenizer.stop_ids == {eos, other, pad}
+    assert not stored.warnings
+
+
+def test_what_qwen3_leaves_out_is_as_transformers_has_it(
+    make_model: Callable[..., Transformer], tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    save_model(tmp_path / "qwen", make_model(qk_norm=True, head_dim=128, rms_norm_eps=1e-6), tiny_tokenizer)
+    change_config(tmp_path / "qwen", head_dim=LEFT_OUT, rms_norm_eps=LEFT_OUT)
+    config = load_model(tmp_path / "qwen")[0].config
+    assert (config.head_dim, config.rms_norm_eps) == (128, 1e-6)
 
 
 @pytest.mark.parametrize("changes", [{"num_key_value_heads": 3}, {"head_dim": 7}, {"head_dim": 1 << 27}])
