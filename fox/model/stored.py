@@ -160,7 +160,7 @@ def _open_directory(folder: Path) -> StoredModel:
     config = ModelConfig.from_hugging_face(written, place)
     tokenizer = Tokenizer.load(folder)
     weights = SafetensorsFiles(folder)
-    warnings = _believe_the_tokenizer(tokenizer, written, read_generation_config(folder))
+    warnings = [*tokenizer.warnings, *_believe_the_tokenizer(tokenizer, written, read_generation_config(folder))]
     _check_layers(config, len(weights.shapes), place)
     _leave_out_copies(config, weights)
     return _checked(StoredModel(folder, config, tokenizer, weights, tuple(warnings)))

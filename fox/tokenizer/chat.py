@@ -4,21 +4,26 @@ What people write must never turn into a special token, also where a template tr
 So before rendering, whatever reads like a special token inside a message gets a stand-in for its first character, one that
 nobody used; the rendered text is cut at the special tokens that remain, which only the template can have written; then the
 characters come back.
-The loss mask is the template's own `{% generation %}` spans, marked the same way. The rendering itself is in template.py: a
-template may be hostile.
+The loss mask is the template's own `{% generation %}` spans, marked the same way. What is learnt is encoded apart from its
+neighbours, so that it is the same tokens as when the model writes it; but where a tokenizer puts a space in front of each text,
+a mark would put one there too, so such text is encoded whole and the mask found by its tokens' places.
+The rendering itself is in template.py: a template may be hostile.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 
 from fox.errors import UserError
 from fox.formats.token_shards import Mask
+from fox.tokenizer.backend import WHITE_SPACE
 from fox.tokenizer.template import render
 from fox.tokenizer.tokenizer import Tokenizer
 
@@ -37,27 +42,33 @@ def encode_chats(
     tokenizer: Tokenizer, chats: Sequence[Sequence[Message]], add_generation_prompt: bool = False
 ) -> list[EncodedChat]:
     """Each conversation as the model sees it. Raises UserError where the template is missing, broken or refuses the messages."""
-    cut = _segments(tokenizer, chats, add_generation_prompt)
+    cut = [
+        _joined(tokenizer, _stripped(tokenizer, segments))
+        for segments in _segments(tokenizer, chats, add_generation_prompt)
+    ]
     # Some tokenizers treat a text's very beginning in their own way, so what stands there is encoded apart from the rest.
-    is_first = [number == 0 for segments in cut for number, s in enumerate(segments) if s.special_id is None]
-    plain = [segment.text for segments in cut for segment in segments if segment.special_id is None]
+    is_first = [number == 0 for runs in cut for number, run in enumerate(runs) if run[0].special_id is None]
+    plain = ["".join(segment.text for segment in run) for runs in cut for run in runs if run[0].special_id is None]
     first, rest = (
         iter(
-            tokenizer.encode_batch(
-                [text for text, is_it in zip(plain, is_first, strict=True) if is_it is at_start], at_start
+            _encoded(
+                tokenizer, [text for text, is_it in zip(plain, is_first, strict=True) if is_it is at_start], at_start
             )
         )
         for at_start in (True, False)
     )
     plain_ids = iter([next(first if is_it else rest) for is_it in is_first])
     encoded = []
-    for segments in cut:
+    for runs in cut:
         ids: list[int] = []
         learnt: list[bool] = []
-        for segment in segments:
-            new = next(plain_ids) if segment.special_id is None else [segment.special_id]
+        for run in runs:
+            if (special_id := run[0].special_id) is not None:
+                new, starts = [special_id], [0]
+            else:
+                new, starts = next(plain_ids)
             ids += new
-            learnt += [segment.is_learnt] * len(new)
+            learnt += [run[0].is_learnt] * len(new) if len(run) == 1 else _learnt_at(run, starts)
         encoded.append(EncodedChat(np.array(ids, dtype=np.int64), np.array(learnt, dtype=np.bool_)))
     return encoded
 
@@ -173,6 +184,55 @@ def _cut(special_ids: dict[str, int], specials: tuple[str, ...], guarded: _Guard
         elif piece:
             segments.append(_Segment(piece.translate(guarded.as_written), None, is_learnt))
     return segments
+
+
+def _encoded(tokenizer: Tokenizer, texts: list[str], at_start: bool) -> list[tuple[list[int], list[int]]]:
+    """The ids of each text, and where they start if its parts are not encoded apart."""
+    if tokenizer.marks_beginnings:
+        return tokenizer.encode_batch_with_starts(texts, at_start)
+    return [(ids, []) for ids in tokenizer.encode_batch(texts, at_start)]
+
+
+def _stripped(tokenizer: Tokenizer, segments: list[_Segment]) -> list[_Segment]:
+    """The segments without the white space that their special tokens take from their neighbours, as Phi-3's do."""
+    if not tokenizer.strips_left and not tokenizer.strips_right:
+        return segments
+    kept: list[_Segment] = []
+    strips = False
+    for segment in segments:
+        if segment.special_id is None:
+            text = segment.text.lstrip(WHITE_SPACE) if strips else segment.text
+            if text:  # a mark within white space doesn't end what is taken
+                strips = False
+                kept.append(replace(segment, text=text))
+            continue
+        if segment.special_id in tokenizer.strips_left:
+            while kept and kept[-1].special_id is None:
+                last = kept.pop()
+                if text := last.text.rstrip(WHITE_SPACE):
+                    kept.append(replace(last, text=text))
+                    break
+        kept.append(segment)
+        strips = segment.special_id in tokenizer.strips_right
+    return kept
+
+
+def _joined(tokenizer: Tokenizer, segments: list[_Segment]) -> list[list[_Segment]]:
+    """Runs of segments that are encoded as one: each alone, but for text on both sides of a mark where that changes it."""
+    runs: list[list[_Segment]] = []
+    for segment in segments:
+        is_text = tokenizer.marks_beginnings and segment.special_id is None
+        if is_text and runs and runs[-1][0].special_id is None:
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    return runs
+
+
+def _learnt_at(run: Sequence[_Segment], starts: Sequence[int]) -> list[bool]:
+    """Whether each token that starts at these characters of the run's text begins within what is learnt."""
+    ends = list(accumulate(len(segment.text) for segment in run))
+    return [run[min(bisect_right(ends, start), len(run) - 1)].is_learnt for start in starts]
 
 
 def _check(messages: Sequence[Message]) -> None:

@@ -33,9 +33,8 @@ _Merges = list[tuple[str, str]]
 def tokenizer_to_gguf(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Value]:
     """The tokenizer.* keys for a model of `vocab_size` rows; a row without a token gets one that is marked unused.
 
-    Raises UserError where llama.cpp would cut text in another way. Two differences can't be seen in the file and remain:
-    llama.cpp normalises nothing (Qwen's tokenizers ask for NFC), and puts its space also before text that begins with one or
-    follows a special token (tokenizers with Metaspace don't).
+    Raises UserError where llama.cpp would cut text in another way. One difference can't be seen in the file and remains:
+    llama.cpp normalises nothing (Qwen's tokenizers ask for NFC).
     """
     stated = json.loads(tokenizer.backend.to_str())
     model = stated["model"]
@@ -92,13 +91,13 @@ def _tokens(
             continue
         named[added["id"]] = added["content"]
         kinds[added["id"]] = Kind.CONTROL if added["special"] else Kind.USER_DEFINED
-        if added["special"]:
-            continue  # found in no text, so it matters not how it would be
         for key in ("lstrip", "rstrip", "single_word"):
             if added[key]:
                 raise UserError(
                     f"tokenizer.added_tokens.{key}", added["content"], problem="is something that llama.cpp can't do"
                 )
+        if added["special"]:
+            continue  # found in no text, so it matters not how it would be
         if added["normalized"] and has_prefix:  # it would be found only where a text begins
             raise UserError(
                 "tokenizer.added_tokens.normalized",
@@ -192,10 +191,16 @@ def _has_space_prefix(stated: dict[str, Any], id_of: dict[str, int]) -> bool:
     if normalizer in ([_REPLACE], [_PREPEND, _REPLACE]) and cutter in ([], [_AT_SPACES]):
         return len(normalizer) == 2
     if not normalizer and len(cutter) == 1 and cutter[0].get("type") == "Metaspace" and cutter[0]["replacement"] == "▁":
+        if (scheme := cutter[0]["prepend_scheme"]) != "never":
+            raise UserError(
+                "tokenizer.pre_tokenizer.prepend_scheme",
+                scheme,
+                problem="puts no space before a text that has one, or that follows a special token, and llama.cpp does",
+                mend="Export it with --to hf, or use the model's own GGUF file.",
+            )
         # To cut before each space changes nothing where spaces only begin tokens.
-        is_whole = not cutter[0].get("split", True) or not any("▁" in token[1:] for token in id_of)
-        if is_whole:
-            return cutter[0]["prepend_scheme"] != "never"
+        if not cutter[0].get("split", True) or not any("▁" in token[1:] for token in id_of):
+            return False
     raise UserError(
         "tokenizer.pre_tokenizer",
         stated["pre_tokenizer"],

@@ -16,11 +16,31 @@ from tokenizers.decoders import DecodeStream
 from fox.artifacts import write_atomically, write_json
 from fox.errors import UserError
 from fox.formats.untrusted import read_untrusted, read_untrusted_json
-from fox.tokenizer.backend import panics_as_errors, read_backend
+from fox.tokenizer.backend import (
+    add_named_tokens,
+    check_special_tokens,
+    panics_as_errors,
+    read_backend,
+    rebuilt_otherwise,
+)
 
 _NO_UTF8 = re.compile("([\udc80-\udcff])")
 _FALLBACK = re.compile("<0x[0-9A-F]{2}>")
 _LARGEST_CONFIG = 16 << 20
+
+# What would have transformers read a tokenizer otherwise than tokenizer.json has it, which says all that is to be said.
+_NOT_SAVED = (
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "added_tokens_decoder",
+    "auto_map",
+    "fix_mistral_regex",
+    "from_slow",
+    "legacy",
+    "sp_model_kwargs",
+    "split_special_tokens",
+)
 
 
 class Tokenizer:
@@ -46,6 +66,10 @@ class Tokenizer:
         self.special_ids: dict[str, int] = {
             token.content: token_id for token_id, token in added if token.special and token.content
         }
+        # The special tokens that take the white space before or behind them, where a chat is cut at them.
+        self.strips_left = {token_id for token_id, token in added if token.special and token.lstrip}
+        self.strips_right = {token_id for token_id, token in added if token.special and token.rstrip}
+        self.warnings: list[str] = []
         self._added_text: dict[int, str] = {token_id: token.content for token_id, token in added if not token.special}
         # What ends a reply: eos, and what else the model's loader knows of (a turn's end that is not the text's).
         self.stop_ids: set[int] = set() if self.eos_id is None else {self.eos_id}
@@ -71,12 +95,24 @@ class Tokenizer:
                     reason += f", only {old}"
                     mend = "Save it with transformers: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
             raise UserError("tokenizer", str(folder), problem=f"can't be read: {reason}", mend=mend) from None
-        return cls(backend, config)
+        place = str(folder / "tokenizer_config.json")
+        warnings = add_named_tokens(backend, config, place)
+        warnings += check_special_tokens(backend, str(folder)) + rebuilt_otherwise(backend, config)
+        tokenizer = cls(backend, config)
+        tokenizer.warnings = warnings
+        return tokenizer
 
     def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template) into a folder."""
+        """Write `tokenizer.json` and `tokenizer_config.json` (with the chat template) into a folder.
+
+        It is of the class that reads tokenizer.json as it is; some others rebuild it in their own way.
+        """
         write_atomically(folder / "tokenizer.json", self.backend.to_str(pretty=True))
-        write_json(folder / "tokenizer_config.json", self.config)
+        kept = {key: value for key, value in self.config.items() if key not in _NOT_SAVED}
+        for key in ("additional_special_tokens", "extra_special_tokens"):
+            if isinstance(kept.get(key), list):  # one that is no token would become one
+                kept[key] = [token for token in kept[key] if self.backend.token_to_id(_name(token) or "") is not None]
+        write_json(folder / "tokenizer_config.json", {**kept, "tokenizer_class": "PreTrainedTokenizerFast"})
 
     def encode(self, text: str | bytes, at_start: bool = True) -> list[int]:
         """Token ids of plain text, without special tokens. Bytes that are no UTF-8 become byte tokens, so any bytes come back.
@@ -95,10 +131,21 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], at_start: bool = True) -> list[list[int]]:
         """`encode` for many texts at once, on all cores. Raises UserError for what is no text, or not for this tokenizer."""
+        return [encoding.ids for encoding in self._encodings(texts, at_start, with_places=False)]
+
+    def encode_batch_with_starts(
+        self, texts: Sequence[str], at_start: bool = True
+    ) -> list[tuple[list[int], list[int]]]:
+        """`encode_batch`, with the character at which each token starts."""
+        encodings = self._encodings(texts, at_start, with_places=True)
+        return [(encoding.ids, [start for start, _ in encoding.offsets]) for encoding in encodings]
+
+    def _encodings(self, texts: Sequence[str], at_start: bool, with_places: bool) -> list[tokenizers.Encoding]:
         backend = self.backend if at_start else self._backend_after_start
+        encode_batch = backend.encode_batch if with_places else backend.encode_batch_fast
         try:
             with panics_as_errors():
-                return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+                return encode_batch(list(texts), add_special_tokens=False)
         except TypeError:  # a str that holds half a character, as Python spells an argument's bytes that are no UTF-8
             raise UserError("text", problem="is not UTF-8 text") from None
         except Exception as error:  # tokenizers raises bare Exception
@@ -127,6 +174,20 @@ class Tokenizer:
     def adds_eos(self) -> bool:
         """Whether this tokenizer, asked for special tokens, puts eos behind a text. `encode` never does."""
         return self.eos_id is not None and self._frame[1] == [self.eos_id]
+
+    @cached_property
+    def marks_beginnings(self) -> bool:
+        """Whether a text's beginning is encoded in its own way, with a space in front, so that to cut text is to change it."""
+        stated = [
+            part.__getstate__() for part in (self.backend.normalizer, self.backend.pre_tokenizer) if part is not None
+        ]
+        marks = (
+            b'"type":"Prepend"',
+            b'"prepend_scheme":"first"',
+            b'"prepend_scheme":"always"',
+            b'"add_prefix_space":true',
+        )
+        return any(mark in part for part in stated for mark in marks)
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -447,4 +448,24 @@ def test_special_tokens_that_text_could_write_are_noticed(own_tokenizer: Tokeniz
     other = Tokenizer(backend, own_tokenizer.config)
     other.stop_ids = own_tokenizer.stop_ids
     with pytest.raises(Failure, match="'<new>' is a special token of the written tokenizer, and none of its source"):
+        check_tokenizer(own_tokenizer, other)
+
+
+def test_chats_are_compared(own_tokenizer: Tokenizer) -> None:
+    """What special tokens do to the text beside them shows in no text alone."""
+    stated = json.loads(own_tokenizer.backend.to_str())
+    next(token for token in stated["added_tokens"] if token["content"] == "<|user|>")["rstrip"] = True
+    other = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(stated)), own_tokenizer.config)
+    other.stop_ids = own_tokenizer.stop_ids
+    with pytest.raises(Failure, match=r"of the chat .*Be brief"):
+        check_tokenizer(own_tokenizer, other)
+
+
+def test_a_template_that_refuses_must_refuse_in_both(own_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses = "{{ raise_exception('no') if messages[0].role == 'system' }}{{ messages[0].content }}"
+    other = copy.copy(own_tokenizer)
+    other.config = {**own_tokenizer.config, "chat_template": refuses}
+    assert check_tokenizer(other, other) > 50
+    monkeypatch.setattr(gate, "_templates", lambda tokenizer: {"default": "as if the same"})
+    with pytest.raises(Failure, match="makes None of the chat"):
         check_tokenizer(own_tokenizer, other)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from fox.errors import UserError
 from fox.tokenizer import Tokenizer
@@ -217,3 +220,76 @@ def test_a_template_that_marks_nothing_as_the_assistants_is_refused(tiny_tokeniz
     tokenizer = Tokenizer(tiny_tokenizer.backend, {**tiny_tokenizer.config, "chat_template": unmarked})
     with pytest.raises(UserError, match="marks nothing as the assistant's"):
         check_template(tokenizer)
+
+
+# As transformers does it, where special tokens take white space and where texts begin with a space
+
+SAID = ["Hello fox", " The dog. \n", "\xa0\x1c the lazy\u2003\n", "a  b", "", "\n"]
+TURNS = (
+    "{{ bos_token }}{% for m in messages %} {{ eos_token }}\n {{ m.role }}\n{% if m.role == 'assistant' %}"
+    "A: {% generation %}{{ m.content }}{{ eos_token }}{% endgeneration %}{% else %}{{ m.content }}{{ eos_token }}{% endif %}\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ eos_token }} assistant\nA: {% endif %}"
+)
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+
+
+def turns() -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(SAID)]
+
+
+def assert_as_transformers(folder: Path, prompt: bool) -> None:
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder).apply_chat_template(
+        turns(), add_generation_prompt=prompt, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ours = encode_chat(Tokenizer.load(folder), turns(), add_generation_prompt=prompt)
+    assert ours.ids.tolist() == theirs["input_ids"]
+    assert ours.is_learnt.astype(int).tolist() == theirs["assistant_masks"]
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+@pytest.mark.parametrize("flags", [["rstrip"], ["lstrip"], ["lstrip", "rstrip"]], ids=" and ".join)
+@pytest.mark.parametrize("names", [["<bos>", "<eos>"], ["<bos>"], ["<eos>"]], ids=" and ".join)
+def test_special_tokens_take_white_space(
+    names: list[str], flags: list[str], prompt: bool, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    stated = json.loads(tiny_tokenizer.backend.to_str())
+    for token in stated["added_tokens"]:
+        token.update({flag: token["content"] in names for flag in flags})
+    backend = tokenizers.Tokenizer.from_str(json.dumps(stated))
+    # Nothing that begins or ends with what is taken may be learnt: transformers then counts the special token before it.
+    template = TURNS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    template = template.replace("{{ eos_token }}\n {{ m", "{% generation %}{{ eos_token }}{% endgeneration %}\n {{ m")
+    Tokenizer(backend, {**tiny_tokenizer.config, "chat_template": template}).save(tmp_path)
+    assert_as_transformers(tmp_path, prompt)
+
+
+def test_what_takes_white_space_takes_it_beyond_a_mark(tiny_tokenizer: Tokenizer) -> None:
+    stated = json.loads(tiny_tokenizer.backend.to_str())
+    stated["added_tokens"][1] |= {"rstrip": True, "lstrip": True}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(stated))
+    template = "a {% generation %} \n{% endgeneration %} <eos> {% generation %}\n {% endgeneration %}\n{% generation %} b{% endgeneration %}"
+    chat = encode_chat(Tokenizer(backend, {"chat_template": template}), [])
+    a, b = (tiny_tokenizer.encode(letter)[0] for letter in "ab")
+    assert chat.ids.tolist() == [a, 1, b]
+    assert chat.is_learnt.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("prompt", [False, True])
+@pytest.mark.parametrize("kind", ["prepend", "first", "always", "never"])
+def test_marks_put_no_space_where_the_text_has_none(kind: str, prompt: bool, tmp_path: Path) -> None:
+    words = ["▁", *"aAdehHlnorstuxyz:.T", "▁T", "▁The", "▁d", "▁f"]
+    merges = [("▁", "T"), ("▁", "d"), ("▁", "f"), ("h", "e"), ("▁T", "he")]
+    names = ["<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words, "f", "he"]
+    vocabulary = {name: n for n, name in enumerate(names)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, byte_fallback=True))
+    stated = json.loads(backend.to_str())
+    if kind == "prepend":
+        stated["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACES]}
+    else:
+        stated["pre_tokenizer"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": kind, "split": False}
+    backend = tokenizers.Tokenizer.from_str(json.dumps(stated))
+    backend.add_special_tokens(["<s>", "</s>"])
+    # Where texts begin as they would anywhere, what is learnt is encoded apart, and here no token crosses a mark's place.
+    template = TURNS if kind != "never" else TURNS.replace("A: {% gen", "A:{% gen")
+    Tokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}).save(tmp_path)
+    assert_as_transformers(tmp_path, prompt)

@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from fox.errors import UserError
 from fox.tokenizer import Tokenizer
@@ -272,3 +273,173 @@ def test_named_templates_are_kept(tiny_tokenizer: Tokenizer, tmp_path: Path) -> 
     named = [{"name": "default", "template": "a"}, {"name": "tools", "template": "b"}]
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": named}))
     assert Tokenizer.load(tmp_path).config["chat_template"] == named
+
+
+# What tokenizer_config.json says of tokens, beside tokenizer.json
+
+
+def saying(tokenizer: Tokenizer, folder: Path, added: list[dict[str, Any]] | None = None, **config: Any) -> Path:
+    """A saved tokenizer with other added tokens, of which its tokenizer_config.json says other things."""
+    tokenizer.save(folder)
+    for name, changes in (("tokenizer.json", {} if added is None else {"added_tokens": added}), ("tokenizer_config.json", config)):  # fmt: skip
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return folder
+
+
+def plain(content: str, **flags: Any) -> dict[str, Any]:
+    unset = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+    return {"content": content, **unset, "special": True, **flags}
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "by name": {"additional_special_tokens": ["<|user|>", {"__type": "AddedToken", **plain("<|assistant|>")}]},
+    "by name, as transformers 5 calls it": {"extra_special_tokens": ["<|system|>"]},
+    "by id": {"added_tokens_decoder": {"7": plain("<|user|>"), "8": plain("<|assistant|>", rstrip=True)}},
+    "by id, and not as special": {"added_tokens_decoder": {"7": plain("<|user|>", special=False), "1": plain("<eos>", special=False)}},
+    "the next id": {"added_tokens_decoder": {"401": plain("<b>", special=False), "400": plain("<a>")}},
+    "an object with flags": {"eos_token": {"__type": "AddedToken", **plain("<eos>", lstrip=True)}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_tokens_that_only_the_config_names(config: dict[str, Any], tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = saying(tiny_tokenizer, tmp_path / "a", added=[], **config)
+    theirs = PreTrainedTokenizerFast.from_pretrained(folder)
+    ours = Tokenizer.load(folder)
+    added = theirs._tokenizer.get_added_tokens_decoder()
+    assert {n: repr(token) for n, token in ours.backend.get_added_tokens_decoder().items()} == {
+        n: repr(token) for n, token in added.items()
+    }
+    assert ours.special_ids == {token.content: n for n, token in added.items() if token.special}
+    assert {"<bos>", "<eos>", "<pad>", "<unk>"} <= ours.special_ids.keys()
+    assert len(ours.encode("<bos>")) > 1, "text stays text"
+    assert ours.warnings == []
+    ours.save(tmp_path / "b")
+    again = Tokenizer.load(tmp_path / "b")
+    assert again.special_ids == ours.special_ids
+    assert PreTrainedTokenizerFast.from_pretrained(tmp_path / "b")._tokenizer.to_str() == again.backend.to_str()
+
+
+CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "another flag": ({"added_tokens_decoder": {"1": plain("<eos>", rstrip=True)}}, r"added_tokens_decoder\.1\.rstrip = true: contradicts"),
+    "not special": ({"added_tokens_decoder": {"1": plain("<eos>", special=False)}}, r"added_tokens_decoder\.1\.special = false: contradicts"),
+    "another id": ({"added_tokens_decoder": {"2": plain("<eos>")}}, r"2 = '<eos>': contradicts tokenizer.json, which has '<bos>' there"),
+    "an id that is none": ({"added_tokens_decoder": {"900": plain("<eos>")}}, r"900 = '<eos>': contradicts tokenizer.json, which has it as 1"),
+    "a taken id": ({"added_tokens_decoder": {"2": plain("<new>")}}, r"2 = '<new>': contradicts"),
+    "a gap": ({"added_tokens_decoder": {"401": plain("<new>")}}, r"401 = '<new>': is no token, and the next one's id is 400"),
+    "twice": ({"added_tokens_decoder": {"400": plain("<new>"), "401": plain("<new>")}}, r"401 = '<new>': is no token"),
+    "a negative id": ({"added_tokens_decoder": {"-1": plain("<eos>")}}, "is no id with a token"),
+    "a huge id": ({"added_tokens_decoder": {"9" * 5000: plain("<eos>")}}, "is no id with a token"),
+    "a digit that is none": ({"added_tokens_decoder": {"²": plain("<eos>")}}, "is no id with a token"),
+    "no token": ({"added_tokens_decoder": {"1": "<eos>"}}, "is no id with a token"),
+    "no content": ({"added_tokens_decoder": {"1": {}}}, "is no token of 1 to 256 characters"),
+    "content that is none": ({"added_tokens_decoder": {"1": {"content": 5}}}, "is no token of 1 to 256 characters"),
+    "endless content": ({"added_tokens_decoder": {"1": {"content": "a" * 10**6}}}, "is no token of 1 to 256 characters"),
+    "a flag that is none": ({"added_tokens_decoder": {"1": plain("<eos>", lstrip="no")}}, r"lstrip = 'no': is neither"),
+    "a list": ({"added_tokens_decoder": [plain("<eos>")]}, "added_tokens_decoder: is no object"),
+    "too many": ({"added_tokens_decoder": {str(n): {} for n in range(20_000)}}, "added_tokens_decoder: is no object of at most"),
+    "a name that is none": ({"additional_special_tokens": [7]}, "additional_special_tokens = 7: is no token"),
+    "names that are none": ({"extra_special_tokens": "<eos>"}, "extra_special_tokens: is no list"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+def test_a_config_that_contradicts_its_tokenizer_is_refused(
+    case: tuple[dict[str, Any], str], tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config, told = case
+    with pytest.raises(UserError, match=told):
+        Tokenizer.load(saying(tiny_tokenizer, tmp_path, **config))
+
+
+def test_a_name_that_is_no_token_is_told(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    folder = saying(tiny_tokenizer, tmp_path, pad_token="[PAD]", additional_special_tokens=["<new>", "<eos>"])
+    tokenizer = Tokenizer.load(folder)
+    assert tokenizer.pad_id is None
+    assert tokenizer.vocab_size == 400
+    assert tokenizer.warnings == ["'[PAD]' and 1 more, named in tokenizer_config.json, is no token of the tokenizer: it stays text"]  # fmt: skip
+    tokenizer.save(folder)
+    assert "<new>" not in PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("flags", "normalizer", "told"),
+    [
+        ({"single_word": True}, None, r"added_tokens\.single_word = '<eos>': is something that Fox can't do"),
+        ({"rstrip": True, "normalized": True}, {"type": "NFC"}, r"rstrip = '<eos>': .* after text is normalised"),
+        ({"lstrip": True, "beside": " "}, None, r"lstrip = '<eos>': .* beside the token ' '"),
+    ],
+)
+def test_special_tokens_with_flags_that_cannot_be_followed_are_refused(
+    flags: dict[str, Any], normalizer: Any, told: str, tiny_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    beside = flags.pop("beside", None) if "beside" in (flags := dict(flags)) else None
+    stated = json.loads(tiny_tokenizer.backend.to_str())
+    next(token for token in stated["added_tokens"] if token["content"] == "<eos>").update(flags)
+    if beside:
+        stated["added_tokens"].append({"id": 400, **plain(beside, special=False)})
+    tiny_tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**stated, "normalizer": normalizer}))
+    with pytest.raises(UserError, match=told):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_special_token_that_transformers_misses_is_told(tmp_path: Path) -> None:
+    backend = falls_back_to_bytes("never")
+    stated = json.loads(backend.to_str())
+    stated["pre_tokenizer"], stated["normalizer"] = None, {"type": "Prepend", "prepend": "▁"}
+    stated["added_tokens"][0]["normalized"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stated))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    (told,) = Tokenizer.load(tmp_path).warnings
+    assert "'<s>' as '▁<s>'" in told
+
+
+SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+PREFIX = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "▁"}, SPACES]}
+
+
+def metaspace(scheme: str) -> dict[str, Any]:
+    return {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+
+
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "LlamaTokenizerFast", "GemmaTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("legacy", [None, False, True])
+@pytest.mark.parametrize(
+    ("normalizer", "cutter"),
+    [(PREFIX, None), (SPACES, None), (None, metaspace("first")), (None, metaspace("always")), (None, metaspace("never"))],
+)  # fmt: skip
+def test_where_transformers_rebuilds_a_tokenizer_it_is_told_and_an_export_is_read_as_it_is(
+    kind: str, legacy: bool | None, normalizer: Any, cutter: Any, tmp_path: Path
+) -> None:
+    stated = json.loads(falls_back_to_bytes("never").to_str())
+    stated["model"]["vocab"] |= {name: 260 + n for n, name in enumerate(["</s>", "<unk>", "<bos>", "<eos>", "<pad>", "<mask>"])}  # fmt: skip
+    stated |= {"normalizer": normalizer, "pre_tokenizer": cutter}
+    config = {"tokenizer_class": kind, "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    config |= {"pad_token": "<pad>", "mask_token": "<mask>"}
+    source, written = tmp_path / "source", tmp_path / "written"
+    source.mkdir()
+    (source / "tokenizer.json").write_text(json.dumps(stated))
+    (source / "tokenizer_config.json").write_text(
+        json.dumps(config if legacy is None else {**config, "legacy": legacy})
+    )
+    ours = Tokenizer.load(source)
+    texts = ["aa a", " a", "a  a ", "\na"]
+
+    def is_same(folder: Path) -> bool:
+        theirs = AutoTokenizer.from_pretrained(folder)
+        ids = [theirs(start + text, add_special_tokens=False)["input_ids"] for text in texts for start in ("", "<s>")]
+        return ids == [ours_ids for text in texts for ours_ids in (ours.encode(text), [0, *ours.encode(text, False)])]
+
+    assert is_same(source) is (ours.warnings == [])
+    ours.save(written)
+    assert is_same(written)
+    assert Tokenizer.load(written).warnings == []
+
+
+def test_nothing_is_saved_that_would_have_it_read_otherwise(tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    odd = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}, "add_prefix_space": True, "add_bos_token": False}
+    odd |= {"split_special_tokens": True, "legacy": True, "sp_model_kwargs": {}, "add_eos_token": True}
+    Tokenizer(tiny_tokenizer.backend, {**tiny_tokenizer.config, **odd}).save(tmp_path)
+    assert Tokenizer.load(tmp_path).config == tiny_tokenizer.config
