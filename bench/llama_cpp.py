@@ -107,7 +107,11 @@ class Outcome:
 
     @property
     def ratio(self) -> float:
-        return self.from_source / self.theirs_from_source
+        if (
+            self.from_source == self.theirs_from_source
+        ):  # both may be 0: weights that were Q4_1 before stay what they are
+            return 1.0
+        return self.from_source / self.theirs_from_source if self.theirs_from_source else math.inf
 
 
 def main() -> int:

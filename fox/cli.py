@@ -256,7 +256,7 @@ def compare(
     ],
     text: Annotated[Path, typer.Option(help="A text file that both read.")],
     chunk: Annotated[int, typer.Option(min=2, help="Tokens of context at most.")] = 512,
-    max_tokens: Annotated[int, typer.Option(min=2, max=1_000_000, help="Compare on so many tokens at most.")] = 8192,
+    max_tokens: Annotated[int, typer.Option(min=2, max=100_000, help="Compare on so many tokens at most.")] = 8192,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
     """How far two models agree on a text: likeliest token, KL divergence, perplexity. For whatever was converted or quantised."""
@@ -294,7 +294,11 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:  # typer turns the one into the other
         if isinstance(end, SystemExit) and end.code != 130:
             raise
-        typer.secho("stopped. A run goes on from here with the same command (without --redo).", err=True)
+        of_run = {*sys.argv[1:2]} & {"run", "tokenizer", "data", "pretrain", "tune", "eval", "report"}
+        typer.secho(
+            "stopped. A run goes on from here with the same command (without --redo)." if of_run else "stopped.",
+            err=True,
+        )
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has gone: nobody is left to tell

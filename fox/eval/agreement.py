@@ -87,7 +87,7 @@ def compare_predictions(
     parts = []
     for start in range(0, len(next_N), step):
         part = slice(start, start + step)
-        scores = (logits(a, hidden_a_ND[part])[:, :size], logits(b, hidden_b_ND[part])[:, :size])
+        scores = (logits(a, hidden_a_ND[part]), logits(b, hidden_b_ND[part]))
         for model, scores_NV in zip((a, b), scores, strict=True):
             if not scores_NV.isfinite().all():
                 raise Failure(
@@ -95,7 +95,7 @@ def compare_predictions(
                     "Its weights are damaged: copy or make it again."
                 )
         exact = zip(*(x.split(_EXACT_ROWS) for x in (*scores, next_N[part])), strict=True)
-        parts += [_compared(*rows) for rows in exact]
+        parts += [_compared(size, *rows) for rows in exact]
     kl_N, same_top_N, margin_N, nats_a_N, nats_b_N = (torch.cat(x) for x in zip(*parts, strict=True))
     return Agreement(
         kl_N=kl_N,
@@ -107,12 +107,14 @@ def compare_predictions(
     )
 
 
-def _compared(scores_a_NV: Tensor, scores_b_NV: Tensor, next_N: Tensor) -> tuple[Tensor, ...]:
-    log_a_NV, log_b_NV = (scores_NV.double().log_softmax(-1) for scores_NV in (scores_a_NV, scores_b_NV))
+def _compared(size: int, scores_a_NV: Tensor, scores_b_NV: Tensor, next_N: Tensor) -> tuple[Tensor, ...]:
+    """Divergence over the first `size` entries, which both have; what the next token needs over each model's own vocabulary."""
+    own = [scores_NV.double().log_softmax(-1) for scores_NV in (scores_a_NV, scores_b_NV)]
+    log_a_NV, log_b_NV = (log_NV[:, :size].log_softmax(-1) for log_NV in own)
     kl_N = (log_a_NV.exp() * (log_a_NV - log_b_NV)).sum(-1).clamp(min=0)
     top_a_N1, top_b_N1, next_N1 = log_a_NV.argmax(-1, True), log_b_NV.argmax(-1, True), next_N[:, None]
     margin_N1 = log_a_NV.gather(1, top_a_N1) - log_a_NV.gather(1, top_b_N1)
-    nats = (-log_NV.gather(1, next_N1)[:, 0] for log_NV in (log_a_NV, log_b_NV))
+    nats = (-log_NV.gather(1, next_N1)[:, 0] for log_NV in own)
     return kl_N, (top_a_N1 == top_b_N1)[:, 0], margin_N1[:, 0], *nats
 
 

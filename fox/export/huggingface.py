@@ -28,7 +28,7 @@ def export_huggingface(
     if others and tokenizer.eos_id is not None:
         eos = [tokenizer.eos_id, *others]
     config = stored.config.to_hugging_face(tokenizer.bos_id, eos, tokenizer.pad_id)
-    write_configs(folder, config, DTYPES[file_type])
+    write_configs(folder, config, DTYPES[file_type], stored.generation or None)
     tokenizer.save(folder)
 
     tensors = [

@@ -5,24 +5,27 @@ The form in which Fox keeps a model; transformers, vLLM and llama.cpp's converte
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fox.artifacts import write_json
 from fox.errors import UserError
-from fox.formats.untrusted import read_untrusted_json
+from fox.formats.untrusted import read_untrusted, read_untrusted_json
 
 CONFIG = "config.json"
 _GENERATION = "generation_config.json"
 _LARGEST = 4 << 20  # a config of a few hundred lines is some kilobytes
 
 
-def write_configs(folder: Path, config: Mapping[str, Any], dtype: str) -> None:
-    """Write config.json, which names the type of the weights, and generation_config.json."""
+def write_configs(
+    folder: Path, config: Mapping[str, Any], dtype: str, advised: Mapping[str, Any] | None = None
+) -> None:
+    """Write config.json, which names the type of the weights, and generation_config.json with what is `advised` for sampling."""
     write_json(folder / CONFIG, {**config, "torch_dtype": dtype})
     generation = {f"{name}_token_id": config[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
-    write_json(folder / _GENERATION, {"do_sample": True, **generation})
+    write_json(folder / _GENERATION, {**({"do_sample": True} if advised is None else advised), **generation})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -36,6 +39,19 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """generation_config.json, which a model directory may lack."""
     return _read_json(folder / _GENERATION) or {}
+
+
+def read_license(folder: Path) -> str:
+    """The licence that a model directory's README.md states in its head, where it has one; otherwise nothing."""
+    try:
+        text = read_untrusted(folder / "README.md", _LARGEST).decode("utf-8", "replace")
+    except (OSError, ValueError):
+        return ""
+    head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    stated = re.search(
+        r"""^license:[ \t]*['"]?([A-Za-z0-9.+-]{1,64})['"]?[ \t\r]*$""", head[1] if head else "", re.MULTILINE
+    )
+    return stated[1] if stated else ""
 
 
 def _instead(folder: Path) -> str:

@@ -6,7 +6,7 @@ R rows, C columns
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fox.errors import UserError
 from fox.formats.gguf.reader import MAGIC, GgufFile
-from fox.formats.huggingface import read_config, read_generation_config
+from fox.formats.huggingface import read_config, read_generation_config, read_license
 from fox.formats.safetensors import SafetensorsFiles, check_shapes
 from fox.formats.untrusted import open_untrusted
 from fox.model.config import ModelConfig
@@ -49,7 +49,8 @@ class Weights(Protocol):
 class StoredModel:
     """A checked model: the weights are those, and of the shapes, that its configuration asks for.
 
-    `warnings` are what its user should know: where its files disagree, and what was believed.
+    `warnings` are what its user should know: where its files disagree, and what was believed. `license` is what its files
+    state; `generation` what generation_config.json advises beside token ids (temperature and the like).
     """
 
     path: Path
@@ -57,6 +58,8 @@ class StoredModel:
     tokenizer: Tokenizer
     weights: Weights
     warnings: tuple[str, ...] = ()
+    license: str = ""
+    generation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -160,10 +163,12 @@ def _open_directory(folder: Path) -> StoredModel:
     config = ModelConfig.from_hugging_face(written, place)
     tokenizer = Tokenizer.load(folder)
     weights = SafetensorsFiles(folder)
-    warnings = [*tokenizer.warnings, *_believe_the_tokenizer(tokenizer, written, read_generation_config(folder))]
+    generation = read_generation_config(folder)
+    warnings = [*tokenizer.warnings, *_believe_the_tokenizer(tokenizer, written, generation)]
     _check_layers(config, len(weights.shapes), place)
     _leave_out_copies(config, weights)
-    return _checked(StoredModel(folder, config, tokenizer, weights, tuple(warnings)))
+    advised = {key: value for key, value in generation.items() if not key.endswith(("_token_id", "_version"))}
+    return _checked(StoredModel(folder, config, tokenizer, weights, tuple(warnings), read_license(folder), advised))
 
 
 def _open_gguf(path: Path) -> StoredModel:
@@ -178,7 +183,9 @@ def _open_gguf(path: Path) -> StoredModel:
     config = config_from_gguf(file)
     _check_layers(config, len(file.tensors), str(path))
     weights = GgufWeights(file, config, list(expected_shapes(config)))
-    return _checked(StoredModel(path, config, tokenizer_from_gguf(file.metadata), weights))
+    tokenizer = tokenizer_from_gguf(file.metadata)
+    license = file.metadata.text("general.license", "")
+    return _checked(StoredModel(path, config, tokenizer, weights, tuple(tokenizer.warnings), license))
 
 
 def _checked(stored: StoredModel) -> StoredModel:

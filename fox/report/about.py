@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 
@@ -37,7 +37,7 @@ class About:
     tokenizer           what it is, in words: byte-level BPE
     part                which model of a run it is; empty where no run of Fox's made it
     converted_from      the model as its user named it; told where there is no run: its last part, or, from_hub, owner/name
-    source_sha256       of the files that were converted, by name, where they were hashed
+    license             that the converted files state; empty where they state none, and for a run, whose recipe states it
     """
 
     name: str
@@ -67,7 +67,7 @@ class About:
     part: Literal["", "base", "tuned"] = ""
     converted_from: str = ""
     from_hub: bool = False
-    source_sha256: Mapping[str, str] = field(default_factory=dict)
+    license: str = ""
     gate: Gate | None = None
 
     @property

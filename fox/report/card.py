@@ -50,7 +50,7 @@ def _metadata(about: About, run: RunFiles | None) -> dict[str, Any]:
     of_hub = about.converted_from if about.from_hub and not run else ""
     is_gguf = about.target != "hf"
     return {
-        **license_values(model_license(run) if run else ""),
+        **license_values(model_license(run) if run else about.license),
         "library_name": "gguf" if is_gguf else "transformers",
         "pipeline_tag": "text-generation",
         "tags": [
@@ -88,8 +88,8 @@ def _what_it_is(about: About, run: RunFiles | None) -> str:
     if not run:
         return (
             f"A decoder of {about.parameters:,} parameters, converted from {_source(about)} by Fox {words(about.fox)} {written}. "
-            "It was trained by others: what it was trained on, how it scores, and under which terms it may be used is for its "
-            "own card to say, and is not known here."
+            "It was trained by others: what it was trained on and how it scores is for its own card to say, and is not known "
+            "here." + (f" Its files state its licence: {words(about.license)}." if about.license else "")
         )
     which = {"base": "The base model", "tuned": "The tuned model"}.get(about.part, "A model")
     license = model_license(run)
@@ -108,11 +108,14 @@ def _source(about: About) -> str:
 
 
 def _origin(about: About) -> str:
-    told = [
-        f"It was converted from {_source(about)}.",
-        "Not known here: training data, tokens seen, scores, and licence. The licence of that model holds for this one too.",
-    ]
-    return "\n\n".join([" ".join(told), *_hashes(about.source_sha256)])
+    unknown = (
+        "training data, tokens seen and scores" if about.license else "training data, tokens seen, scores, and licence"
+    )
+    stated = f" ({words(about.license)}, as its files state)" if about.license else ""
+    return (
+        f"It was converted from {_source(about)}. Not known here: {unknown}. "
+        f"The licence of that model{stated} holds for this one too."
+    )
 
 
 def _not_there(run: RunFiles) -> str:
@@ -380,7 +383,7 @@ def _made_files(about: About, run: RunFiles) -> dict[str, str]:
     recorded = (
         {name: digest for name, digest in manifest.outputs.items() if name.startswith(folder)} if manifest else {}
     )
-    return recorded or dict(about.source_sha256)
+    return recorded
 
 
 def _hashes(digests: Any, title: str = "SHA-256 of what it was made of") -> Sequence[str]:

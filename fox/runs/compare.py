@@ -12,9 +12,12 @@ from torch import Tensor
 
 from fox.errors import UserError
 from fox.eval.agreement import agreement, num_parts
+from fox.formats.untrusted import open_untrusted
 from fox.model.stored import StoredModel
 from fox.progress import meter
 from fox.runs.models import find_model, open_named
+
+_MOST_BYTES_A_TOKEN = 32  # English has some 4; a text of nothing but spaces has the longest
 
 
 def compare_models(
@@ -22,17 +25,17 @@ def compare_models(
 ) -> None:
     """Let both read the same chunks of a text file, and print how far they agree."""
     a, b = (open_named(find_model(name)) for name in (name_a, name_b))
-    ids = _same_ids(a, b, _read(text))
+    ids = _same_ids(a, b, _read(text, max_tokens))[:max_tokens]
     chunk_tokens = min(chunk_tokens, *(model.config.max_position_embeddings for model in (a, b)))
-    tokens_BT, counted_BT = _rows(a, ids[:max_tokens], chunk_tokens)
+    tokens_BT, counted_BT = _rows(a, ids, chunk_tokens)
     with meter("compare", num_parts(a, b), "blocks", console=console) as shown:
         made = agreement(a, b, tokens_BT, counted_BT, shown.advance)
-    result = {"a": name_a, "b": name_b, "text": text.name, "of_tokens": len(ids), **made.as_dict()}
+    result = {"a": name_a, "b": name_b, "text": text.name, **made.as_dict()}
     if as_json:
         print(json.dumps(result, indent=2))
         return
-    if len(ids) > max_tokens:
-        console.print(f"[dim]the first {max_tokens:,} of the text's {len(ids):,} tokens[/dim]", highlight=False)
+    if len(ids) == max_tokens:
+        console.print(f"[dim]the text's first {max_tokens:,} tokens[/dim]", highlight=False)
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column()
     table.add_column(justify="right")
@@ -50,9 +53,12 @@ def compare_models(
     Console(highlight=False).print(table)
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, max_tokens: int) -> str:
+    """The beginning of a text file, as much of it as so many tokens can take."""
     try:
-        return path.read_text(encoding="utf-8")
+        with open_untrusted(path) as file:
+            raw = file.read(_MOST_BYTES_A_TOKEN * max_tokens)
+        return raw.decode("utf-8", "strict" if len(raw) < _MOST_BYTES_A_TOKEN * max_tokens else "ignore")
     except OSError as error:
         raise UserError("--text", str(path), problem=f"can't be read: {error.strerror or error}") from None
     except ValueError:

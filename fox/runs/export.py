@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -16,7 +17,9 @@ from fox.model.stored import StoredModel
 from fox.report.about import About, Gate
 from fox.report.card import model_card
 from fox.report.run_files import read_run
+from fox.report.terms import model_license
 from fox.runs.models import NamedModel, find_model, open_named
+from fox.tokenizer import Tokenizer
 
 _PARTS: dict[str, Literal["base", "tuned"]] = {"model": "base", "tuned": "tuned"}
 _SHAPE = (
@@ -32,16 +35,21 @@ def export_model(
     """Write the model that `name` means to `out`, tell what the gate found, and how to run it."""
     if shard_size and target != "hf":
         raise UserError("--shard-size", shard_size, problem=f"is for hf, and this is {target}", mend="Leave it out.")
+    request = Request(cast(Target, target), file_type or "f32", out, _bytes_of(shard_size or "5GB"))
+    request.check()  # before a model is opened
     named = find_model(name)
     stored = open_named(named)
-    request = Request(cast(Target, target), file_type or stored_type(stored), out, _bytes_of(shard_size or "5GB"))
-    request.check()
+    if file_type is None:
+        request = replace(request, file_type=stored_type(stored))
     run = read_run(named.run) if named.run else None
 
     def card(exported: Exported) -> str:
         return model_card(_about(stored, named, request, exported), run)
 
     about = {"type": "model", "name": named.title, "quantized_by": f"fox {fox.__version__}"}
+    license = model_license(run) if run else stored.license
+    if license:
+        about["license"] = license
     exported = export(stored, request, about, card, console)
     made = exported.agreement.as_dict()
     console.print(
@@ -65,7 +73,7 @@ def _about(stored: StoredModel, named: NamedModel, request: Request, exported: E
         fox=fox.__version__,
         architecture=written["architectures"][0],
         parameters=stored.num_parameters(),
-        tokenizer="byte-level BPE" if tokenizer.is_byte_level else "BPE with byte fallback",
+        tokenizer=_kind_of(tokenizer),
         tokenizer_entries=tokenizer.vocab_size,
         has_chat_template=bool(tokenizer.config.get("chat_template")),
         bos=tokenizer.token_names.get("bos_token"),
@@ -74,6 +82,7 @@ def _about(stored: StoredModel, named: NamedModel, request: Request, exported: E
         part=_PARTS.get(named.part, ""),
         converted_from=named.title if named.run is None else "",
         from_hub=bool(named.hub_name),
+        license=stored.license,
         gate=Gate(
             texts=exported.texts,
             tokens=exported.agreement.tokens,
@@ -83,6 +92,13 @@ def _about(stored: StoredModel, named: NamedModel, request: Request, exported: E
         ),
         **shape,
     )
+
+
+def _kind_of(tokenizer: Tokenizer) -> str:
+    kind = type(tokenizer.backend.model).__name__
+    if kind != "BPE":
+        return kind
+    return "byte-level BPE" if tokenizer.is_byte_level else "BPE with byte fallback"
 
 
 def _bytes_of(size: str) -> int:

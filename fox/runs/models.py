@@ -49,6 +49,10 @@ def find_model(name: str) -> NamedModel:
 
     Raises UserError where it means nothing, Failure where the hub can't be reached.
     """
+    if not name.strip():
+        raise UserError(
+            "MODEL", name, problem="is empty", mend="Name a model's folder, a .gguf file, or a run of Fox's."
+        )
     try:
         path = Path(name).expanduser()
         if (path / _RECORD).is_file() and not (path / "config.json").exists():

@@ -70,7 +70,7 @@ def test_from_a_folder_to_gguf_and_back(here: Path, command: Cli) -> None:
     result = json.loads(out)
     assert result["same_top_token"] == 1.0
     assert result["max_kl_nats"] == 0.0 == result["perplexity_change"]
-    assert result["tokens"] >= result["of_tokens"] > 500
+    assert result["tokens"] > 500
 
     replies = [
         done(command, "chat", name, "--prompt", "The fox", "--max-tokens", "8", "--temperature", "0")[0]

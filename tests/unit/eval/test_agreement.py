@@ -73,7 +73,8 @@ def assert_as_directly(
     torch.testing.assert_close(made.margin_N, margin_BT[counted_BT], atol=LIMIT, rtol=LIMIT)
     scored_BT = counted_BT[:, :-1] & counted_BT[:, 1:]
     assert made.predicted == int(scored_BT.sum())
-    for log_BTV, nats in ((log_a_BTV, made.nats_a), (log_b_BTV, made.nats_b)):
+    for model, nats in ((a, made.nats_a), (b, made.nats_b)):
+        log_BTV = log_probabilities(model, tokens_BT, model.config.vocab_size)  # over all of its own vocabulary
         wanted = F.nll_loss(log_BTV[:, :-1][scored_BT], tokens_BT[:, 1:][scored_BT])
         assert nats == pytest.approx(wanted.item(), abs=LIMIT)
 

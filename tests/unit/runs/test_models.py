@@ -19,6 +19,7 @@ from fox.model import Transformer
 from fox.model.directory import save_model
 from fox.model.stored import open_model
 from fox.runs.chat import chat_with
+from fox.runs.compare import compare_models
 from fox.runs.export import export_model
 from fox.runs.models import _HUB_FILES, _HUB_OTHERS, NamedModel, find_model, open_named
 from fox.tokenizer import Tokenizer
@@ -172,8 +173,8 @@ def test_a_file_that_is_no_model(name: str, folder: Path) -> None:
 
 def test_an_empty_name_and_a_folder_without_a_model(folder: Path) -> None:
     Path("bare").mkdir()
-    for name in ("", "bare"):
-        with pytest.raises(UserError, match="is no model directory"):
+    for name, told in (("", "is empty"), ("bare", "is no model directory")):
+        with pytest.raises(UserError, match=told):
             named(name)
 
 
@@ -276,7 +277,7 @@ def test_an_export_of_fox_1_warns_and_is_mended(
         config = json.loads((tmp_path / "mended" / name).read_text())
         assert (config["bos_token_id"], config["eos_token_id"]) == (2, 1)
     again = open_named(find_model(str(tmp_path / "mended")))
-    export_model(str(fox_1), "gguf", "q8_0", tmp_path / "a.gguf", "5GB", quiet)
+    export_model(str(fox_1), "gguf", "q8_0", tmp_path / "a.gguf", None, quiet)
     capsys.readouterr()
     written = open_named(find_model(str(tmp_path / "a.gguf")))
     assert capsys.readouterr().err == ""
@@ -284,3 +285,23 @@ def test_an_export_of_fox_1_warns_and_is_mended(
     assert written.tokenizer.stop_ids == {1, written.tokenizer.special_ids["<end_of_turn>"]}, (
         "where llama.cpp stops, too"
     )
+
+
+def test_what_the_source_states_arrives(folder: Path, tmp_path: Path) -> None:
+    """Its licence on the card and in the GGUF file, its advice on sampling in generation_config.json."""
+    quiet = Console(file=io.StringIO())
+    (folder / "README.md").write_text("---\nlanguage: en\nlicense: mit\n---\nlicense: none\n")
+    written = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**written, "temperature": 0.6, "top_k": 20}))
+    export_model(str(folder), "hf", None, tmp_path / "out", None, quiet)
+    assert "license: mit\n" in (tmp_path / "out/README.md").read_text().split("---")[1]
+    made = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert (made["temperature"], made["top_k"], made["eos_token_id"]) == (0.6, 20, written["eos_token_id"])
+    export_model(str(folder), "gguf", None, tmp_path / "a.gguf", None, quiet)
+    assert open_model(tmp_path / "a.gguf").license == "mit"
+
+
+def test_a_text_without_end_is_no_text(folder: Path) -> None:
+    quiet = Console(file=io.StringIO())
+    with pytest.raises(UserError, match="no regular file"):
+        compare_models(str(folder), str(folder), Path("/dev/zero"), 16, 100, False, quiet)
