@@ -88,8 +88,11 @@ def alone(path: Path) -> Iterator[None]:
     busy = Failure(f"{path}: another process is writing it. Wait for it, or name another.")
     with contextlib.ExitStack() as held:
         with disk_failures(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            except FileNotFoundError as error:  # below /proc, say, where nobody makes files
+                raise Failure(f"{path}: can't be made ({error.strerror}). Name another with --out.") from None
             held.callback(os.close, descriptor)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

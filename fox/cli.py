@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -277,7 +278,10 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
 def main() -> None:
     """The entry point: runs the command, and turns errors into messages and exit codes (2 a user's mistake, 1 a failure)."""
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        finally:
+            sys.stdout.flush()  # what can't be written is told here, and not by Python as it ends
     except UserError as error:
         for problem in error.problems:
             typer.secho(f"error: {problem}", err=True, fg="red")
@@ -294,15 +298,36 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as end:  # typer turns the one into the other
         if isinstance(end, SystemExit) and end.code != 130:
             raise
-        of_run = {*sys.argv[1:2]} & {"run", "tokenizer", "data", "pretrain", "tune", "eval", "report"}
-        typer.secho(
-            "stopped. A run goes on from here with the same command (without --redo)." if of_run else "stopped.",
-            err=True,
-        )
+        goes_on = " A run goes on from here with the same command (without --redo)."
+        typer.secho(f"stopped.{goes_on if _is_of_a_run(sys.argv[1:]) else ''}", err=True)
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has gone: nobody is left to tell
         sys.exit(1)
+    except OSError as error:
+        if not _output_fails():
+            raise
+        typer.secho(f"failed: standard output: can't be written ({error.strerror}).", err=True, fg="red")
+        sys.exit(1)
+
+
+def _is_of_a_run(words: list[str]) -> bool:
+    """Whether a command works on a run, which its next call goes on with."""
+    command, *rest = words or [""]
+    if command == "eval":  # of a model, too
+        return any(word.endswith(".toml") for word in rest)
+    return command in ("run", "tokenizer", "data", "pretrain", "tune", "report")
+
+
+def _output_fails() -> bool:
+    """Whether standard output can't be written. What was meant for it is let go then, or Python would try again as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (it is no path of a file)
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return True
+    return False
 
 
 _EXTRA_OF = {"torch": "train", "matplotlib": "train", "pyarrow": "data", "resiliparse": "data"}

@@ -36,7 +36,7 @@ class Request:
     shard_bytes: int
 
     def check(self) -> None:
-        """Raise UserError where there is no such target or type, or something is at `out` already."""
+        """Raise UserError where there is no such target or type, something is at `out` already, or no folder can be around it."""
         if self.target not in TARGETS:
             raise UserError("--to", self.target, problem="is nothing Fox can write", mend=f"{', '.join(TARGETS)} are.")
         known = DTYPES if self.target == "hf" else GGUF_TYPES
@@ -47,6 +47,12 @@ class Request:
         for path in (self.out, self.card) if self.target == "gguf" else (self.out,):
             if os.path.lexists(path):
                 raise UserError("--out", str(path), problem="is there already", mend="Remove it, or name another.")
+        above = next(folder for folder in self.out.absolute().parents if os.path.lexists(folder))
+        if not above.is_dir():  # a file, or a link that leads nowhere
+            shown = os.path.relpath(above) if not self.out.is_absolute() else above
+            raise UserError(
+                "--out", str(self.out), problem=f"can't be made, for {shown} is no folder", mend="Name another."
+            )
 
     @property
     def card(self) -> Path:

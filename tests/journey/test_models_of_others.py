@@ -126,6 +126,16 @@ def nothing(_: Path) -> None:
     pass
 
 
+def link_to_nowhere(here: Path) -> None:
+    (here / "nowhere").symlink_to("gone")
+
+
+def latin(here: Path) -> None:
+    (here / "latin.py").write_bytes(b"caf\xe9")
+    (here / "notes").mkdir()
+    (here / "notes/a.py").write_text("print()")
+
+
 MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], int, list[str]]] = {
     "no such format": (nothing, ["export", "theirs", "--to", "onnx", "--out", "x"], 2, ["--to = 'onnx'", "gguf, hf, ollama are."]),
     "no such type": (nothing, ["export", "theirs", "--type", "q3_k", "--out", "x"], 2, ["--type = 'q3_k': is no type of gguf", "q4_k_m"]),
@@ -137,15 +147,23 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], int, list[str]]] = 
     "nowhere to": (nothing, ["export", "theirs"], 2, ["--out"]),
     "there already": (nothing, ["export", "theirs", "--to", "hf", "--out", "theirs"], 2, ["--out = 'theirs': is there already"]),
     "here": (nothing, ["export", "theirs", "--out", "."], 2, ["--out = '.': is there already"]),
+    "in a file": (nothing, ["export", "theirs", "--out", "a.txt/x.gguf"], 2, ["--out = 'a.txt/x.gguf': can't be made, for a.txt is no folder"]),
+    "behind a link": (link_to_nowhere, ["export", "theirs", "--to", "hf", "--out", "nowhere/a/b"], 2, ["for nowhere is no folder"]),
+    "where nobody writes": (nothing, ["export", "theirs", "--out", "/proc/x.gguf"], 1, ["/proc/x.gguf: can't be made"]),
+    "before the model is opened": (nothing, ["export", "missing", "--out", "a.txt"], 2, ["--out = 'a.txt': is there already"]),
     "weights of NaN": (broken, ["export", "nan", "--out", "x"], 2, ["layers.1.mlp.up_proj.weight", "NaN"]),
     "NaN compared": (broken, ["compare", "theirs", "nan", "--text", "a.txt"], 1, ["nan: predicts NaN"]),
     "nothing to measure on": (nothing, ["eval", "theirs"], 2, ["--text: is missing", "--chats FILE"]),
     "no such text": (nothing, ["eval", "theirs", "--text", "none.txt"], 2, ["--text = 'none.txt': there is no such file or folder"]),
     "no such chats": (nothing, ["eval", "theirs", "--chats", "none.jsonl"], 2, ["--chats = 'none.jsonl': there is no such file or folder"]),
+    "other text than UTF-8": (latin, ["eval", "theirs", "--text", "latin.py"], 2, ["--text = 'latin.py': is not UTF-8 text"]),
+    "a folder of nothing": (latin, ["eval", "theirs", "--text", "notes"], 2, ["--text = 'notes': has no file to read", "Name a file"]),
+    "chats in a text": (nothing, ["eval", "theirs", "--chats", "a.txt"], 2, ["--chats = 'a.txt'", "JSON Lines"]),
     "no such text to compare on": (nothing, ["compare", "theirs", "theirs", "--text", "none.txt"], 2, ["--text = 'none.txt': can't be read"]),
     "a recipe with --text": (nothing, ["eval", "tiny.toml", "--text", "a.txt"], 2, ["--text: is for a model, and tiny.toml is a recipe"]),
     "a model with -o": (nothing, ["eval", "theirs", "--text", "a.txt", "-o", "a=1"], 2, ["-o: is for a recipe, and theirs is a model"]),
     "other tokens": (other_tokenizer, ["compare", "theirs", "other", "--text", "a.txt"], 2, ["MODEL_B = 'other'", "fox eval"]),
+    "no name": (nothing, ["chat", ""], 2, ["MODEL = '': is empty"]),
     "no such model": (nothing, ["chat", "missing", "--prompt", "x"], 2, ["MODEL = 'missing': there is no such file or folder", "owner/name"]),
 }  # fmt: skip
 
@@ -162,6 +180,50 @@ def test_a_mistake_is_named_and_leaves_nothing(
     for word in told:
         assert word in errors
     assert sorted(here.rglob("*")) == before
+
+
+def test_a_text_of_any_suffix_is_measured(here: Path, command: Cli) -> None:
+    (here / "notes.py").write_bytes((here / "a.txt").read_bytes())
+    scores = [
+        json.loads(done(command, "eval", "theirs", "--text", name, "--json")[0]) for name in ("a.txt", "notes.py")
+    ]
+    assert scores[0]["scores"][0]["all_text"] == scores[1]["scores"][0]["all_text"]
+
+
+@pytest.mark.parametrize(
+    "words", [["chat", "theirs", "--prompt", "Hi"], ["eval", "theirs", "--text", "a.txt", "--json"]]
+)
+def test_a_full_disk_behind_the_output_is_a_failure(words: list[str], here: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-m", "fox", *words],
+            cwd=here, env=ENVIRONMENT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60,
+        )  # fmt: skip
+    assert ended.returncode == 1
+    assert "failed: standard output: can't be written (No space left on device)" in ended.stderr
+    assert "Traceback" not in ended.stderr and "Exception ignored" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "goes_on"),
+    [
+        (["run", "a.toml"], True),
+        (["eval", "a.toml"], True),
+        (["eval", "theirs"], False),
+        (["chat", "theirs"], False),
+        (["export", "theirs", "--out", "x"], False),
+    ],
+)
+def test_only_a_run_is_said_to_go_on(
+    words: list[str], goes_on: bool, command: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(**_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "app", interrupted)
+    code, _, errors = command(*words)
+    assert code == 130 and errors.startswith("stopped.")
+    assert ("goes on from here" in errors) is goes_on
 
 
 def test_too_short_a_text(here: Path, command: Cli) -> None:
