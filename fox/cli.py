@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -305,10 +306,14 @@ def main() -> None:
         sys.stderr.close()  # the reader of a pipe has gone: nobody is left to tell
         sys.exit(1)
     except OSError as error:
-        if not _output_fails():
+        # Who writes a file says which; all that is met without a name here is the output.
+        if not _output_fails() and (error.filename is not None or error.errno not in _FULL):
             raise
         typer.secho(f"failed: standard output: can't be written ({error.strerror}).", err=True, fg="red")
         sys.exit(1)
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _is_of_a_run(words: list[str]) -> bool:

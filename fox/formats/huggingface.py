@@ -5,6 +5,7 @@ The form in which Fox keeps a model; transformers, vLLM and llama.cpp's converte
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from fox.formats.untrusted import read_untrusted, read_untrusted_json
 CONFIG = "config.json"
 _GENERATION = "generation_config.json"
 _LARGEST = 4 << 20  # a config of a few hundred lines is some kilobytes
+_LARGEST_HEAD = 1 << 16  # characters
 
 
 def write_configs(
@@ -25,7 +27,11 @@ def write_configs(
     """Write config.json, which names the type of the weights, and generation_config.json with what is `advised` for sampling."""
     write_json(folder / CONFIG, {**config, "torch_dtype": dtype})
     generation = {f"{name}_token_id": config[f"{name}_token_id"] for name in ("bos", "eos", "pad")}
-    write_json(folder / _GENERATION, {**({"do_sample": True} if advised is None else advised), **generation})
+    # With _from_model_config, say, transformers would make the file's values anew, and heed none of them.
+    kept = {
+        key: value for key, value in (advised or {}).items() if _is_plain(key) and key[:1] != "_" and _is_plain(value)
+    }
+    write_json(folder / _GENERATION, {**({"do_sample": True} if advised is None else kept), **generation})
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -42,16 +48,33 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
 
 
 def read_license(folder: Path) -> str:
-    """The licence that a model directory's README.md states in its head, where it has one; otherwise nothing."""
+    """The licence that a model directory's README.md states in its head, by its name where it is `other`; or nothing.
+
+    The head is searched and not read as YAML, of which a few lines can name a billion values.
+    """
     try:
         text = read_untrusted(folder / "README.md", _LARGEST).decode("utf-8", "replace")
     except (OSError, ValueError):
         return ""
     head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    stated = re.search(
-        r"""^license:[ \t]*['"]?([A-Za-z0-9.+-]{1,64})['"]?[ \t\r]*$""", head[1] if head else "", re.MULTILINE
+    lines = f"{head[1]}\n"[:_LARGEST_HEAD].rpartition("\n")[0] if head else ""  # no line that is cut
+    word = r"[\w.+-](?:[\w.+ -]{0,62}[\w.+-])?"
+    stated, name = (
+        re.search(rf"""^{key}:[ \t]*['"]?({word})['"]?[ \t\r]*$""", lines, re.MULTILINE)
+        for key in ("license", "license_name")
     )
+    if stated and name and stated[1].lower() == "other":
+        return name[1]
     return stated[1] if stated else ""
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON in UTF-8 can say it: NaN, half characters and what is nested are no advice that anybody gives."""
+    if isinstance(value, list):
+        return all(_is_plain(item) and not isinstance(item, list) for item in value)
+    if isinstance(value, str):
+        return not re.search("[\ud800-\udfff]", value)
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _instead(folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def _read(path: Path, max_tokens: int) -> str:
     try:
         with open_untrusted(path) as file:
             raw = file.read(_MOST_BYTES_A_TOKEN * max_tokens)
-        return raw.decode("utf-8", "strict" if len(raw) < _MOST_BYTES_A_TOKEN * max_tokens else "ignore")
+        is_whole = len(raw) < _MOST_BYTES_A_TOKEN * max_tokens  # or it may end within a character, which is left out
+        return codecs.getincrementaldecoder("utf-8")().decode(raw, final=is_whole)
     except OSError as error:
         raise UserError("--text", str(path), problem=f"can't be read: {error.strerror or error}") from None
     except ValueError:

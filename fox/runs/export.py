@@ -26,6 +26,7 @@ _SHAPE = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "vocab_size", "max_position_embeddings", "rope_theta", "rope_scaling", "tie_word_embeddings",
 )  # fmt: skip
+_LONGEST_LICENSE = 200
 _UNITS = {None: 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 1 << 10, "MI": 1 << 20, "GI": 1 << 30}
 
 
@@ -47,7 +48,7 @@ def export_model(
         return model_card(_about(stored, named, request, exported), run)
 
     about = {"type": "model", "name": named.title, "quantized_by": f"fox {fox.__version__}"}
-    license = model_license(run) if run else stored.license
+    license = model_license(run) if run else _license_of(stored)
     if license:
         about["license"] = license
     exported = export(stored, request, about, card, console)
@@ -82,7 +83,7 @@ def _about(stored: StoredModel, named: NamedModel, request: Request, exported: E
         part=_PARTS.get(named.part, ""),
         converted_from=named.title if named.run is None else "",
         from_hub=bool(named.hub_name),
-        license=stored.license,
+        license=_license_of(stored),
         gate=Gate(
             texts=exported.texts,
             tokens=exported.agreement.tokens,
@@ -92,6 +93,11 @@ def _about(stored: StoredModel, named: NamedModel, request: Request, exported: E
         ),
         **shape,
     )
+
+
+def _license_of(stored: StoredModel) -> str:
+    """What the source states, on one line: a GGUF file may hold a whole page, or anything, there."""
+    return " ".join(stored.license[:_LONGEST_LICENSE].split())
 
 
 def _kind_of(tokenizer: Tokenizer) -> str:

@@ -12,7 +12,12 @@ from fox.model.stored import StoredModel, open_model
 from fox.runs.folder import STEPS
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/[\w./-]+\.gguf)?")
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]  # never a pickle, and no code
+_HUB_FILES = [
+    "*.json",
+    "*.safetensors",
+    "*.jinja",
+    "README.md",
+]  # never a pickle, and no code; the last states the licence
 _HUB_OTHERS = ["*/*", "consolidated*"]  # checkpoints in folders, other engines' copies: as large again, and never read
 _RECORD = "recipe.json"  # what every run has
 

@@ -230,7 +230,12 @@ def test_too_short_a_text(here: Path, command: Cli) -> None:
     (here / "short.txt").write_text("a")
     assert "too short" in command("compare", "theirs", "theirs", "--text", "short.txt")[2]
     (here / "latin.txt").write_bytes(b"caf\xe9")
-    assert "is not UTF-8 text" in command("compare", "theirs", "theirs", "--text", "latin.txt")[2]
+    for length in (1, 1000):  # also where more is there than is read
+        (here / "latin.txt").write_bytes(b"caf\xe9 " * length)
+        told = command("compare", "theirs", "theirs", "--text", "latin.txt", "--max-tokens", "50")[2]
+        assert "is not UTF-8 text" in told
+    (here / "long.txt").write_text("日" * 1000)  # cut within a character
+    assert command("compare", "theirs", "theirs", "--text", "long.txt", "--max-tokens", "50")[0] == 0
 
 
 def test_a_name_on_the_hub_without_a_network(here: Path) -> None:

@@ -237,7 +237,7 @@ def test_a_folder_is_made_for_what_is_to_lie_in_it(wide: StoredModel, out: Path)
     exported(wide, out / "b/c/a.gguf")
     assert (out / "b/c/a.gguf").is_file()
     (out / "file").write_text("")
-    with pytest.raises(Failure, match="can't be written"):
+    with pytest.raises(UserError, match="is no folder"):
         exported(wide, out / "file/a.gguf")
 
 

@@ -244,13 +244,13 @@ def test_nothing_is_left_of_a_damaged_folder(
     assert list(out.iterdir()) == []
 
 
-def other_eps(folder: Path, config: dict[str, Any], dtype: str) -> None:
+def other_eps(folder: Path, config: dict[str, Any], dtype: str, advised: object) -> None:
     from fox.formats.huggingface import write_configs
 
     write_configs(folder, {**config, "rms_norm_eps": 1e-6}, dtype)
 
 
-def no_second_end(folder: Path, config: dict[str, Any], dtype: str) -> None:
+def no_second_end(folder: Path, config: dict[str, Any], dtype: str, advised: object) -> None:
     from fox.formats.huggingface import write_configs
 
     write_configs(folder, {**config, "eos_token_id": 1}, dtype)

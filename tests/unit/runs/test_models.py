@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 from rich.console import Console
+from tokenizers import models
 
 from fox.engine.sampler import Sampling
 from fox.errors import Failure, UserError
@@ -20,7 +22,7 @@ from fox.model.directory import save_model
 from fox.model.stored import open_model
 from fox.runs.chat import chat_with
 from fox.runs.compare import compare_models
-from fox.runs.export import export_model
+from fox.runs.export import _kind_of, export_model
 from fox.runs.models import _HUB_FILES, _HUB_OTHERS, NamedModel, find_model, open_named
 from fox.tokenizer import Tokenizer
 from tests.unit.tokenizer.test_tokenizer_gguf import GEMMA_CUT, GEMMA_SPECIAL, REPLACE, sentencepiece
@@ -225,10 +227,11 @@ def test_what_is_fetched_is_what_is_read() -> None:
         "model.safetensors.index.json",
         "tokenizer.json",
         "chat_template.jinja",
+        "README.md",
     ]
     others = [
         "pytorch_model.bin", "modeling_own.py", "consolidated.safetensors", "original/params.json",
-        "checkpoint-5/model.safetensors", "README.md", "onnx/model.onnx",
+        "checkpoint-5/model.safetensors", "onnx/README.md", "onnx/model.onnx",
     ]  # fmt: skip
     kept = filter_repo_objects([*read, *others], allow_patterns=_HUB_FILES, ignore_patterns=_HUB_OTHERS)
     assert list(kept) == read
@@ -305,3 +308,53 @@ def test_a_text_without_end_is_no_text(folder: Path) -> None:
     quiet = Console(file=io.StringIO())
     with pytest.raises(UserError, match="no regular file"):
         compare_models(str(folder), str(folder), Path("/dev/zero"), 16, 100, False, quiet)
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        ("license: other\nlicense_name: qwen-research\nlicense_link: LICENSE", ["license: other", "license_name: qwen-research"]),
+        ('license: "llama3.2"', ["license: llama3.2"]),
+        ("license:\n- mit\nlicense_name: &a [*a, *a]", []),
+        ("license: <b>", []),
+        pytest.param("license: x" + " " * 2_000_000 + "<", [], marks=pytest.mark.timeout(20)),
+        pytest.param("license:" + " " * 2_000_000 + "<", [], marks=pytest.mark.timeout(20)),
+    ],
+)  # fmt: skip
+def test_a_licence_of_every_kind(head: str, told: list[str], folder: Path, tmp_path: Path) -> None:
+    (folder / "README.md").write_text(f"---\n{head}\n---\n# A model\n")
+    export_model(str(folder), "hf", None, tmp_path / "out", None, Console(file=io.StringIO()))
+    made = (tmp_path / "out/README.md").read_text().split("---")[1]
+    assert [line for line in made.splitlines() if line.startswith("license")] == told
+
+
+@pytest.mark.parametrize(
+    ("model", "is_byte_level", "kind"),
+    [
+        (models.Unigram([("a", 0.0)], unk_id=0, byte_fallback=True), False, "Unigram"),
+        (models.BPE(byte_fallback=True), False, "BPE with byte fallback"),
+        (models.BPE(), True, "byte-level BPE"),
+    ],
+)
+def test_the_kind_of_a_tokenizer_is_its_models(model: models.Model, is_byte_level: bool, kind: str) -> None:
+    tokenizer = Tokenizer(tokenizers.Tokenizer(model), {})
+    tokenizer.is_byte_level = is_byte_level
+    assert _kind_of(tokenizer) == kind
+
+
+def test_advice_that_is_none_is_not_handed_on(folder: Path, tmp_path: Path) -> None:
+    path = folder / "generation_config.json"
+    written = json.loads(path.read_text())
+    plain = {"temperature": 0.6, "top_p": None, "stop_strings": ["a", "b"]}
+    odd = {"_from_model_config": True, "top_k": float("nan"), "a": "\ud800", "b": {"c": 1}, "d": [[1]]}
+    path.write_text(json.dumps({**written, **plain, **odd}))
+    export_model(str(folder), "hf", None, tmp_path / "out", None, Console(file=io.StringIO()))
+    assert json.loads((tmp_path / "out/generation_config.json").read_text()) == {**written, **plain}
+
+
+def test_a_page_in_the_place_of_a_licence_is_cut(folder: Path, tmp_path: Path) -> None:
+    export_gguf(open_model(folder), tmp_path / "a.gguf", "f32", {"license": "All\nrights " * 10_000}, lambda _: None)
+    export_model(str(tmp_path / "a.gguf"), "gguf", None, tmp_path / "b.gguf", None, Console(file=io.StringIO()))
+    stated = open_model(tmp_path / "b.gguf").license
+    assert stated.startswith("All rights All rights") and len(stated) <= 200
+    assert len((tmp_path / "b.md").read_text()) < 10_000
