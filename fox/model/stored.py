@@ -184,7 +184,8 @@ def _open_gguf(path: Path) -> StoredModel:
     _check_layers(config, len(file.tensors), str(path))
     weights = GgufWeights(file, config, list(expected_shapes(config)))
     tokenizer = tokenizer_from_gguf(file.metadata)
-    license = file.metadata.text("general.license", "")
+    stated = file.metadata.scalar("general.license") if "general.license" in file.metadata else ""
+    license = stated if isinstance(stated, str) else ""
     return _checked(StoredModel(path, config, tokenizer, weights, tuple(tokenizer.warnings), license))
 
 

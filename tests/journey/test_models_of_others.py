@@ -238,6 +238,7 @@ def test_too_short_a_text(here: Path, command: Cli) -> None:
     assert command("compare", "theirs", "theirs", "--text", "long.txt", "--max-tokens", "50")[0] == 0
 
 
+@pytest.mark.slow
 def test_a_name_on_the_hub_without_a_network(here: Path) -> None:
     """In a process of its own, since huggingface_hub reads its settings when it is imported."""
     repo = here / "home/hub/models--owner--model"

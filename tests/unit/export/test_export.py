@@ -306,6 +306,7 @@ time.sleep(100)
 """
 
 
+@pytest.mark.slow
 def test_killed_before_the_gate_nothing_has_its_name_and_the_next_one_goes_through(
     wide: StoredModel, out: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_other_layouts_pass(
     exported(store(wide_model(**layout)), out / "a.gguf", file_type="q4_k_m")
 
 
+@pytest.mark.slow
 def test_a_model_that_was_rounded_before_passes_again(wide: StoredModel, out: Path) -> None:
     """As SmolLM2's of Ollama: from blocks of one type to blocks of another, and to itself."""
     from fox.model.stored import open_model
