@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from micro_run import fox, undo, write_world
+
+from tests.journey.micro_run import fox, undo, write_world
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from micro_run import ENVIRONMENT, fox, leftovers
+
+from tests.journey.micro_run import ENVIRONMENT, fox, leftovers
 
 
 def no_text(world: Path) -> None:

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from micro_run import ENVIRONMENT, essence, fox, kill_when, leftovers, num_rows, start, trained
+
+from tests.journey.micro_run import ENVIRONMENT, essence, fox, kill_when, leftovers, num_rows, start, trained
 
 COMMANDS = ["run", "show", "plan", "tokenizer", "data", "pretrain", "tune", "eval", "report", "chat"]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from micro_run import STAGE_ENDS, STEPS, essence, fox, kill_when, leftovers, num_rows, trained
 
 from fox.artifacts import PARTIAL, sha256_of
+from tests.journey.micro_run import STAGE_ENDS, STEPS, essence, fox, kill_when, leftovers, num_rows, trained
 
 PRETRAIN = ("pretrain", "micro.toml")
 RUN = "runs/micro"

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from micro_run import ENVIRONMENT, leftovers
 
 from fox import cli
 from fox.model import ModelConfig, Transformer
 from fox.model.directory import load_model, save_model
 from fox.tokenizer import Tokenizer
+from tests.journey.micro_run import ENVIRONMENT, leftovers
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 Cli = Callable[..., tuple[int, str, str]]

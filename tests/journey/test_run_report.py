@@ -7,10 +7,9 @@ import json
 import re
 from pathlib import Path
 
-from micro_run import fox
-
 from fox.report.card import About, model_card
 from fox.report.run_files import STEPS, read_run
+from tests.journey.micro_run import fox
 
 
 def test_what_every_step_wrote_is_on_the_page(finished: Path) -> None:

@@ -15,7 +15,6 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from exporting import exported, ignore
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -30,6 +29,7 @@ from fox.model.config import RopeScaling
 from fox.model.gguf import gguf_name
 from fox.model.stored import StoredModel, open_model
 from fox.tokenizer import Tokenizer
+from tests.unit.export.exporting import exported, ignore
 
 HERE = Path(__file__).parent
 LLAMA31 = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
@@ -290,7 +290,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
-from exporting import exported
+from tests.unit.export.exporting import exported
 from fox.export import export
 from fox.model.stored import open_model
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from exporting import exported
 from tokenizers import AddedToken
 from torch import Tensor
 
@@ -29,6 +28,7 @@ from fox.model.gguf import gguf_name
 from fox.model.stored import StoredModel
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.to_gguf import tokenizer_to_gguf
+from tests.unit.export.exporting import exported
 
 Damage = Callable[[pytest.MonkeyPatch], None]
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 64)

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from exporting import exported
 
 from fox.export import ollama
 from fox.export.ollama import go_template, modelfile
@@ -15,6 +14,7 @@ from fox.model.stored import StoredModel
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import Message, rendered_chats
 from fox.tokenizer.train import CHAT_TEMPLATE
+from tests.unit.export.exporting import exported
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"

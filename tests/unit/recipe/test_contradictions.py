@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from test_load_recipe import page, told
 
 from fox.recipe import load_recipe
+from tests.unit.recipe.test_load_recipe import page, told
 
 __all__ = ["page"]
 

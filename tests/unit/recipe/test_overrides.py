@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_load_recipe import PAGE, page, told
 
 from fox.errors import UserError
 from fox.recipe import load_recipe
 from fox.recipe.load import parse_override
+from tests.unit.recipe.test_load_recipe import PAGE, page, told
 
 __all__ = ["page"]
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_up_run import write_whole_run
+
+from tests.unit.report.made_up_run import write_whole_run
 
 
 @pytest.fixture(scope="package")

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import yaml
 from huggingface_hub import ModelCard
-from made_up_run import HOSTILE, STAGES, TUNE, training_rows, write_lines
 
 from fox.recipe import load_recipe
 from fox.report.card import About, Gate, model_card
 from fox.report.how_to_run import Opening
 from fox.report.markdown import link, shown_path, words
 from fox.report.run_files import read_run
+from tests.unit.report.made_up_run import HOSTILE, STAGES, TUNE, training_rows, write_lines
 
 TARGETS = {"hf": "", "gguf": "tiny.gguf", "ollama": "model.gguf"}
 NASTY = [

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up_run import HOSTILE, STAGES, training_rows, write_lines
 from matplotlib.figure import Figure
 
 from fox.errors import UserError
@@ -18,6 +17,7 @@ from fox.report import quantities
 from fox.report.page import reproduce_command, write_report
 from fox.report.plots import bits_limits, draw_bits_of, mixture_shares, smoothed, thinned
 from fox.report.run_files import Band, Results, RunFiles, SavedRecipe, read_run
+from tests.unit.report.made_up_run import HOSTILE, STAGES, training_rows, write_lines
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from micro_training import recipe_of, shard_of
 
 from fox.formats.token_shards import Shard
 from fox.recipe import Recipe
+from tests.unit.train.micro_training import recipe_of, shard_of
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from micro_training import shard_of
 from torch.testing import assert_close
 
 from fox.formats.token_shards import Shard
@@ -21,6 +20,7 @@ from fox.model import Transformer
 from fox.model.loss import IGNORED, summed_loss
 from fox.train.batches import Batch, Stream, make_batch
 from fox.train.curriculum import Window
+from tests.unit.train.micro_training import shard_of
 
 LENGTHS = [3, 9, 2, 17, 5, 30, 4]
 

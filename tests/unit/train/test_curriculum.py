@@ -10,11 +10,11 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from micro_training import recipe_of
 
 from fox.errors import UserError
 from fox.recipe import Recipe
 from fox.train.curriculum import StageOrder, Window, curriculum, shuffled
+from tests.unit.train.micro_training import recipe_of
 
 TOKENS = {"a": 3000, "b": 1000, "c": 1111}
 
