@@ -6,16 +6,18 @@ import errno
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 from fox import __version__
-from fox.errors import Failure, UserError
+from fox.errors import Failure, Stopped, UserError
 
 if TYPE_CHECKING:
     from fox.recipe import LoadedRecipe
     from fox.runs.folder import Run
+    from fox.train.trackers import Wanted
 
 app = typer.Typer(
     name="fox",
@@ -54,8 +56,26 @@ Redo = Annotated[
 ]
 
 
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write each step for TensorBoard, too.")]
+WandB = Annotated[
+    str | None,
+    typer.Option("--wandb", metavar="PROJECT", help="Send each step to this project of Weights & Biases, too."),
+]
+MLflow = Annotated[
+    str | None, typer.Option("--mlflow", metavar="URI", help="Send each step to this MLflow server (or folder), too.")
+]
+
+
 @app.command()
-def run(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
+def run(
+    recipe: RecipePath,
+    override: Override = None,
+    out: Out = None,
+    redo: Redo = None,
+    tensorboard: TensorBoard = False,
+    wandb: WandB = None,
+    mlflow: MLflow = None,
+) -> None:
     """Do everything: tokenizer, data, pretrain, tune, eval, report.
 
     Steps that are done are skipped. Stop it whenever you like, even with kill -9: the same command goes on from the last
@@ -64,7 +84,7 @@ def run(recipe: RecipePath, override: Override = None, out: Out = None, redo: Re
     from fox.runs.folder import STEPS
     from fox.runs.summary import print_summary
 
-    done = _do(recipe, override, out, list(STEPS), redo)
+    done = _do(recipe, override, out, list(STEPS), redo, _watchers(tensorboard, wandb, mlflow))
     print_summary(done)
 
 
@@ -78,7 +98,9 @@ def show(recipe: RecipePath, override: Override = None) -> None:
 
 @app.command()
 def plan(
-    recipe: RecipePath,
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="RECIPE", help="The recipe, a TOML file: recipes/tiny.toml.")
+    ] = None,
     override: Override = None,
     gpus: Annotated[int, typer.Option(help="How many GPUs share the work.")] = 1,
     gpu: Annotated[
@@ -88,16 +110,73 @@ def plan(
         float | None, typer.Option(help="The share of the GPU's peak that training reaches.", show_default="0.40")
     ] = None,
     tokens_per_second: Annotated[float | None, typer.Option(help="A rate that you measured, instead of --mfu.")] = None,
+    measure: Annotated[
+        str,
+        typer.Option(
+            metavar="HOW",
+            help="This machine, where no GPU or rate is given: quick (seconds), compiled (a minute or more, as training runs), no.",
+        ),
+    ] = "quick",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Propose size, tokens, learning rate and batch for so long on this machine: 8h, 90m, 2d.",
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write what --budget proposes as a recipe of its own.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
 ) -> None:
-    """Say what a recipe will cost before it costs anything: parameters, FLOPs, memory, tokens a second, days."""
-    import json
+    """Say what a recipe will cost before it costs anything: parameters, FLOPs, memory, tokens a second, days.
 
-    from fox.plan import describe
-    from fox.plan import plan as make_plan
+    With --budget, which size and how many tokens a time buys here; RECIPE may then be left out.
+    """
+    from rich.console import Console
 
-    made = make_plan(_load(recipe, override).recipe, gpus=gpus, gpu=gpu, mfu=mfu, tokens_per_second=tokens_per_second)
-    typer.echo(json.dumps(made.as_dict(), indent=2) if as_json else describe(made))
+    from fox.runs.choose import Wish, plan_recipe, propose_for
+
+    wish = Wish(gpus=gpus, gpu=gpu, mfu=mfu, tokens_per_second=tokens_per_second, measure=measure)
+    loaded = _load(recipe, override) if recipe else None
+    console = Console(stderr=True)
+    if budget is not None:
+        typer.echo(propose_for(loaded, budget, wish, write, as_json, console))
+    elif write is not None:
+        raise UserError("--write", str(write), problem="is for a proposal", mend="Give --budget 8h, too.")
+    elif loaded is None:
+        raise UserError("RECIPE", problem="is missing", mend="Name a recipe, or give --budget 8h for a proposal.")
+    else:
+        typer.echo(plan_recipe(loaded.recipe, wish, as_json, console))
+
+
+@app.command(name="find-lr")
+def find_lr(
+    recipe: RecipePath,
+    override: Override = None,
+    out: Out = None,
+    rates: Annotated[
+        int, typer.Option(min=3, max=15, help="How many, each twice the one before, around the recipe's.")
+    ] = 5,
+    tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="How long each is tried.", show_default="a fiftieth of the recipe's, at least 50 steps"
+        ),
+    ] = None,
+) -> None:
+    """Find a learning rate: short runs from the same weights over the same data, each with its own warm-up and decay.
+
+    Makes the recipe's data first where they are not there. Stop it whenever you like: it goes on where it was.
+    """
+    from rich.console import Console
+
+    from fox.runs.find_rate import describe_trials, find_rate
+
+    loaded = _load(recipe, override)
+    folder = out or Path("runs") / loaded.recipe.name
+    trials = find_rate(loaded, folder, rates, tokens, Console(stderr=True))
+    typer.echo(describe_trials(loaded.recipe, trials, folder))
 
 
 @app.command()
@@ -106,27 +185,74 @@ def tokenizer(recipe: RecipePath, override: Override = None, out: Out = None, re
     _do(recipe, override, out, ["tokenizer"], redo)
 
 
-@app.command()
+class _DataCommands(typer.core.TyperGroup):
+    """`fox data RECIPE` is `fox data prepare RECIPE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        known = (*self.commands, *ctx.help_option_names)
+        return super().parse_args(ctx, args if args and args[0] in known else ["prepare", *args])
+
+
+data_app = typer.Typer(
+    cls=_DataCommands,
+    help="Make the sources into token shards: `fox data RECIPE`. Or look at what a step of a training is made of: `fox data inspect RUN --step 100`.",
+)
+app.add_typer(data_app, name="data")
+
+
+@data_app.command(name="prepare")
 def data(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
-    """Read the sources, drop exact duplicates, hold some documents out, and write token shards with a manifest."""
+    """Read the sources, drop exact duplicates, hold some documents out, and write token shards with a manifest.
+
+    The word `prepare` may be left out: `fox data RECIPE`.
+    """
     done = _do(recipe, override, out, ["data"], redo)
     from fox.runs.summary import print_sources
 
     print_sources(done)
 
 
+@data_app.command(name="inspect")
+def inspect_(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tiny.")],
+    step: Annotated[int, typer.Option(metavar="N", help="A step of the pre-training, counted from 1.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Show so many tokens of each document at most.")] = 60,
+) -> None:
+    """Print the documents of one step, row by row: source, place, epoch, whether they are cut, their first words; and the mixture."""
+    from fox.runs.inspect import inspect_step
+
+    for line in inspect_step(folder, step, tokens):
+        typer.echo(line)
+
+
 @app.command()
-def pretrain(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
+def pretrain(
+    recipe: RecipePath,
+    override: Override = None,
+    out: Out = None,
+    redo: Redo = None,
+    tensorboard: TensorBoard = False,
+    wandb: WandB = None,
+    mlflow: MLflow = None,
+) -> None:
     """Train the base model through the curriculum's stages. Goes on from the last checkpoint."""
-    _do(recipe, override, out, ["pretrain"], redo)
+    _do(recipe, override, out, ["pretrain"], redo, _watchers(tensorboard, wandb, mlflow))
 
 
 @app.command()
-def tune(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
+def tune(
+    recipe: RecipePath,
+    override: Override = None,
+    out: Out = None,
+    redo: Redo = None,
+    tensorboard: TensorBoard = False,
+    wandb: WandB = None,
+    mlflow: MLflow = None,
+) -> None:
     """Tune the base model on chats: it learns from the assistant's words alone."""
     if _load(recipe, override).recipe.tune is None:
         raise UserError("tune", problem="is not in this recipe", mend="Add a [tune] table; recipes/tiny.toml has one.")
-    _do(recipe, override, out, ["tune"], redo)
+    _do(recipe, override, out, ["tune"], redo, _watchers(tensorboard, wandb, mlflow))
 
 
 @app.command(name="eval")
@@ -269,6 +395,65 @@ def compare(
     compare_models(model_a, model_b, text, chunk, max_tokens, as_json, Console(stderr=True))
 
 
+runs_app = typer.Typer(
+    help="List the runs, how far they are, how good, and how large; compare some, or throw away what one no longer needs.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.callback(invoke_without_command=True)
+def runs(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Option("--in", metavar="FOLDER", help="Where the runs lie.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """List the runs: each step, tokens, loss, held-out bits per byte, size on the disk, last change."""
+    if context.invoked_subcommand:
+        return
+    import json
+    from dataclasses import asdict
+
+    from fox.runs.listing import describe_runs, summaries
+
+    found = summaries(folder)
+    typer.echo(json.dumps([asdict(one) for one in found], indent=2) if as_json else describe_runs(found, folder))
+
+
+@runs_app.command(name="compare")
+def compare_runs_(
+    run: Annotated[list[Path], typer.Argument(metavar="RUNS", help="Two or more runs: runs/a runs/b.")],
+    picture: Annotated[
+        Path | None, typer.Option("--picture", metavar="FILE", help="Draw all losses by tokens into this PNG.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """What differs: keys of the recipe, scores, speed; and the losses in one picture."""
+    import json
+
+    from fox.runs.listing import compare_runs, describe_comparison
+
+    compared = compare_runs(run, picture)
+    typer.echo(json.dumps(compared, indent=2) if as_json else describe_comparison(compared))
+
+
+@runs_app.command(name="clean")
+def clean_(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tiny.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; without this, it is only told.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a program.")] = False,
+) -> None:
+    """What a run no longer needs: older checkpoints, and what killed processes left. Never of one that is running."""
+    import json
+
+    from fox.runs.listing import clean, describe_waste, waste_of
+
+    found = clean(run) if yes else waste_of(run)
+    told = [{"path": str(waste.path), "why": waste.why, "bytes": waste.bytes} for waste in found]
+    typer.echo(json.dumps(told, indent=2) if as_json else describe_waste(run, found, removed=yes))
+
+
 @app.callback(invoke_without_command=True)
 def _version(version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False) -> None:
     if version:
@@ -289,6 +474,9 @@ def main() -> None:
         sys.exit(error.exit_code)
     except Failure as error:
         typer.secho(f"failed: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+    except Stopped as error:
+        typer.secho(f"stopped: {error}", err=True)
         sys.exit(error.exit_code)
     except ModuleNotFoundError as error:
         extra = _EXTRA_OF.get((error.name or "").partition(".")[0])
@@ -321,7 +509,7 @@ def _is_of_a_run(words: list[str]) -> bool:
     command, *rest = words or [""]
     if command == "eval":  # of a model, too
         return any(word.endswith(".toml") for word in rest)
-    return command in ("run", "tokenizer", "data", "pretrain", "tune", "report")
+    return command in ("run", "tokenizer", "data", "pretrain", "tune", "report", "find-lr")
 
 
 def _output_fails() -> bool:
@@ -341,17 +529,42 @@ _EXTRA_OF = {"torch": "train", "matplotlib": "train", "pyarrow": "data", "resili
 
 def _load(recipe: Path, override: list[str] | None) -> LoadedRecipe:
     from fox.recipe import load_recipe
+    from fox.recipe.start import Shape
 
-    return load_recipe(recipe, override or [])
+    def shape_of(name: str) -> Shape:
+        from fox.runs.start import shape_of
+
+        return shape_of(name)
+
+    return load_recipe(recipe, override or [], shape_of)
 
 
-def _do(recipe: Path, override: list[str] | None, out: Path | None, wanted: list[str], redo: str | None) -> Run:
+def _watchers(tensorboard: bool, wandb: str | None, mlflow: str | None) -> Wanted:
+    from fox.train.trackers import Wanted
+
+    wanted = Wanted(tensorboard, wandb, mlflow)
+    wanted.check()
+    return wanted
+
+
+def _do(
+    recipe: Path,
+    override: list[str] | None,
+    out: Path | None,
+    wanted: list[str],
+    redo: str | None,
+    watchers: Wanted | None = None,
+) -> Run:
     from rich.console import Console
 
     from fox.runs.folder import STEPS
-    from fox.runs.pipeline import do_steps
+    from fox.runs.together import do_steps, told_by_one_rank
+    from fox.train.trackers import NONE_WANTED
 
     if redo is not None and redo not in STEPS:
         raise UserError("--redo", redo, problem="is no step", mend=f"Steps: {', '.join(STEPS)}.")
-    loaded = _load(recipe, override)
-    return do_steps(loaded, out or Path("runs") / loaded.recipe.name, wanted, redo, Console(stderr=True))
+    with told_by_one_rank():
+        loaded = _load(recipe, override)
+    return do_steps(
+        loaded, out or Path("runs") / loaded.recipe.name, wanted, redo, Console(stderr=True), watchers or NONE_WANTED
+    )

@@ -1,7 +1,8 @@
 """What goes wrong, told so that the reader can mend it.
 
 `UserError` is a mistake of the user's: it names the key, its value, the reason and the mend, and ends the program with
-exit code 2. `Failure` is the world's (a full disk, a broken file): exit code 1. Anything else that escapes is our bug.
+exit code 2. `Failure` is the world's (a full disk, a broken file): exit code 1. `Stopped` is the scheduler's wish: exit code 75.
+Anything else that escapes is our bug.
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ class RecipeError(UserError):
 
 class Failure(FoxError):  # noqa: N818 (it is nobody's error)
     """Something that failed through no mistake in the command: a full disk, a damaged file, a busy directory."""
+
+
+class Stopped(FoxError):  # noqa: N818 (it is nobody's error)
+    """The run was asked to end (SIGTERM) before it was done. Exit code 75 (EX_TEMPFAIL): a scheduler should start it again."""
+
+    exit_code = 75
 
 
 def shorten(value: object, limit: int = 160) -> str:

@@ -160,9 +160,7 @@ def _encode(
             yield chat.ids, chat.is_learnt
     else:
         for ids in tokenizer.encode_batch([document.text or "" for document in documents]):
-            whole = (
-                [tokenizer.bos_id, *ids, tokenizer.eos_id] if tokenizer.bos_id is not None else [*ids, tokenizer.eos_id]
-            )
+            whole = [tokenizer.bos_id, *ids, tokenizer.eos_id] if tokenizer.adds_bos else [*ids, tokenizer.eos_id]
             yield np.array(whole, dtype=np.int64), None
 
 

@@ -31,7 +31,7 @@ def take_inventory(recipe: Recipe, known: Inventory, meter: Meter) -> Inventory:
     for name, source in recipe.source.items():
         inventory[name] = {}
         for file in files_of(name, source, Tally(name, source)):
-            entry = inventory[name][file.label] = _entry(file.path, known.get(name, {}).get(file.label, {}))
+            entry = inventory[name][file.label] = inventory_entry(file.path, known.get(name, {}).get(file.label, {}))
             meter.advance(entry.get("bytes", 0), note=name)
     return inventory
 
@@ -44,7 +44,8 @@ def fingerprints(inventory: Inventory) -> dict[str, str]:
     }
 
 
-def _entry(path: Path, old: dict[str, Any]) -> dict[str, Any]:
+def inventory_entry(path: Path, old: dict[str, Any]) -> dict[str, Any]:
+    """A file's bytes, time and hash; that in the `old` entry where its size and time are still the same."""
     try:
         stamp = stamp_of(path)
         same = "sha256" in old and stamp.items() <= old.items()

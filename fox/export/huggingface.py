@@ -9,6 +9,7 @@ from fox.export.rows import encoded_rows
 from fox.formats.gguf.block_types import BLOCK_TYPES
 from fox.formats.huggingface import write_configs
 from fox.formats.safetensors import TensorToWrite, stream_safetensors
+from fox.model.directory import ends_of
 from fox.model.stored import StoredModel
 
 DTYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
@@ -23,11 +24,7 @@ def export_huggingface(
     `written` is called with the number of weights of each part.
     """
     tokenizer, kind = stored.tokenizer, BLOCK_TYPES[file_type.upper()]
-    eos: int | list[int] | None = tokenizer.eos_id
-    others = sorted(tokenizer.stop_ids - {tokenizer.eos_id})
-    if others and tokenizer.eos_id is not None:
-        eos = [tokenizer.eos_id, *others]
-    config = stored.config.to_hugging_face(tokenizer.bos_id, eos, tokenizer.pad_id)
+    config = stored.config.to_hugging_face(tokenizer.bos_id, ends_of(tokenizer), tokenizer.pad_id)
     write_configs(folder, config, DTYPES[file_type], stored.generation or None)
     tokenizer.save(folder)
 

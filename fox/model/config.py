@@ -54,7 +54,7 @@ class ModelConfig:
 
     @classmethod
     def from_recipe(cls, model: Model, vocab_size: int) -> ModelConfig:
-        values = model.model_dump()
+        values = model.model_dump(exclude={"start_from"})
         values["head_dim"] = model.head_dim or model.hidden_size // model.num_attention_heads
         return cls(vocab_size=vocab_size, **values)
 

@@ -15,6 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fox.model.loss_by_vocabulary import losses_by_vocabulary
+from fox.model.narrow import linear
 
 IGNORED = -100
 """The target of a token that nothing is learnt from."""
@@ -27,16 +31,22 @@ _ROWS_MULTIPLE = 256
 _CHUNK_ROWS = 1024
 
 
-def summed_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
+def summed_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, each_N: Tensor | None = None) -> Tensor:
     """The sum of -log p(target) over the rows whose target is not IGNORED, in nats, float32.
 
-    Products are in the autocast type where autocast is on. `plain_summed_loss` is its twin.
+    `each_N`, of zeros, float32, is filled with each row's own, through which no gradient goes. Products are in the autocast type where autocast is on. `plain_summed_loss` is its twin.
     """
     learnt = (target_N != IGNORED).nonzero().squeeze(1)
     padding = -len(learnt) % _ROWS_MULTIPLE
     rows = F.pad(learnt, (0, padding))  # of row 0, which is then ignored
     target = F.pad(target_N[learnt], (0, padding), value=IGNORED)
-    return _ChunkedLoss.apply(hidden_ND[rows], weight_VD, target, torch.is_grad_enabled())
+    if weight_VD.dtype != torch.float32:  # kept narrow to save memory: a float32 gradient of all of it would undo that
+        total, loss_N = losses_by_vocabulary(hidden_ND[rows], weight_VD, target)
+    else:
+        total, loss_N = _ChunkedLoss.apply(hidden_ND[rows], weight_VD, target, torch.is_grad_enabled())
+    if each_N is not None:
+        each_N[learnt] = loss_N[: len(learnt)]
+    return total
 
 
 def plain_summed_loss(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tensor:
@@ -50,7 +60,7 @@ def loss_of_each(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor) -> Tens
     """-log p(target) of each row (N,), in nats, float32; 0 where the target is IGNORED. To measure, not to train."""
     loss_N = torch.empty(len(target_N), dtype=torch.float32, device=hidden_ND.device)
     for rows in _chunks(len(target_N), weight_VD.shape[0]):
-        logits_CV = F.linear(hidden_ND[rows], weight_VD).float()
+        logits_CV = linear(hidden_ND[rows], weight_VD).float()
         loss_N[rows] = F.cross_entropy(logits_CV, target_N[rows], ignore_index=IGNORED, reduction="none")
     return loss_N
 
@@ -63,7 +73,7 @@ def _chunks(num_rows: int, vocab_size: int) -> Iterator[slice]:
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, grad_enabled: bool) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor, grad_enabled: bool) -> Any:
         device = hidden_ND.device.type
         product_type = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight_VD.dtype
         # Torch tells of `no_grad` only outside; the inputs' needs are the same with it.
@@ -71,27 +81,34 @@ class _ChunkedLoss(torch.autograd.Function):
         weight = weight_VD.to(product_type)
         grad_hidden_ND = torch.empty_like(hidden_ND) if needs_gradient else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        loss_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
         with torch.autocast(device, enabled=False):
             for rows in _chunks(len(hidden_ND), weight_VD.shape[0]):
                 hidden_CD = hidden_ND[rows].to(product_type)
-                learnt_C1 = target_N[rows, None] != IGNORED
+                unlearnt_C = target_N[rows] == IGNORED
                 target_C1 = target_N[rows, None].clamp_min(0)
                 logit_CV = (hidden_CD @ weight.T).float()
-                log_sum_C1 = logit_CV.logsumexp(1, keepdim=True)
-                total += (log_sum_C1 - logit_CV.gather(1, target_C1)).mul_(learnt_C1).sum()
+                share_CV = torch.softmax(logit_CV, 1)
+                # The logarithm of the sum, from the likeliest entry: its share is at least 1/V, so nothing is lost in it.
+                log_sum_C1 = logit_CV.amax(1, keepdim=True) - share_CV.amax(1, keepdim=True).log_()
+                loss_N[rows] = (log_sum_C1 - logit_CV.gather(1, target_C1)).squeeze(1).masked_fill_(unlearnt_C, 0)
                 if grad_hidden_ND is None or grad_weight_VD is None:
                     continue
-                grad_logit_CV = logit_CV.sub_(log_sum_C1).exp_()
-                grad_logit_CV.scatter_add_(1, target_C1, torch.full_like(log_sum_C1, -1.0))
-                grad_logit_CV = grad_logit_CV.mul_(learnt_C1).to(product_type)
+                grad_logit_CV = share_CV.scatter_add_(1, target_C1, torch.full_like(log_sum_C1, -1.0))
+                grad_logit_CV.index_fill_(0, unlearnt_C.nonzero().squeeze(1), 0)  # a mask would pass through all rows
+                grad_logit_CV = grad_logit_CV.to(product_type)
                 grad_hidden_ND[rows] = grad_logit_CV @ weight
-                grad_weight_VD += grad_logit_CV.T @ hidden_CD
-        ctx.save_for_backward(grad_hidden_ND, grad_weight_VD)
-        ctx.weight_type = weight_VD.dtype
-        return total
+                if product_type == torch.float32:
+                    grad_weight_VD.addmm_(grad_logit_CV.T, hidden_CD)
+                else:  # there is no product that adds to sums of another type
+                    grad_weight_VD += grad_logit_CV.T @ hidden_CD
+        ctx.grads, ctx.weight_type = (grad_hidden_ND, grad_weight_VD), weight_VD.dtype
+        ctx.mark_non_differentiable(loss_N)
+        return loss_N.sum(), loss_N
 
     @staticmethod
-    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        grad_hidden_ND, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_ND * grad_total, (grad_weight_VD * grad_total).to(ctx.weight_type), None, None
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_hidden_ND, grad_weight_VD = ctx.grads
+        ctx.grads = None  # they are turned into the answer in place: a second backward pass has nothing to take
+        return grad_hidden_ND.mul_(grad_total), grad_weight_VD.mul_(grad_total).to(ctx.weight_type), None, None

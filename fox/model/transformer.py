@@ -11,10 +11,12 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fox.kernels.attention import additive, causal_mask
 from fox.model.attention import Attention, LayerCache, document_mask, places_in_segments
 from fox.model.config import ModelConfig
+from fox.model.narrow import Linear, embed, linear
 from fox.model.norm import RMSNorm
 from fox.model.rotary import rotary_turn
 
@@ -31,9 +33,9 @@ class GatedMLP(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
@@ -62,12 +64,12 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
+        """Keep only each block's input for the way back, and make the rest again then (Chen et al., arXiv 1604.06174)."""
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = (
-            None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        )
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw every matrix from a normal distribution of `initializer_range`, in the order of the parameters; norms are ones."""
@@ -99,20 +101,27 @@ class Transformer(nn.Module):
             if seen_tokens:
                 mask_B1TS = causal_mask(new_tokens, seen_tokens + new_tokens, tokens_BT.device)
         turn = rotary_turn(place_BT, self.config)
-        x_BTD = self.embed_tokens(tokens_BT)
+        x_BTD = embed(tokens_BT, self.embed_tokens.weight, self.norm.weight.dtype)
         for number, block in enumerate(self.layers):
-            x_BTD = block(x_BTD, turn, mask_B1TS, cache.layers[number] if cache else None)
+            layer_cache = cache.layers[number] if cache else None
+            if self.checkpointing and torch.is_grad_enabled():
+                # No block draws random numbers, so there is no state of theirs to put back.
+                x_BTD = checkpoint(
+                    block, x_BTD, turn, mask_B1TS, layer_cache, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x_BTD = block(x_BTD, turn, mask_B1TS, layer_cache)
         if cache:
             cache.num_tokens += new_tokens
         return self.norm(x_BTD)
 
     def logits(self, hidden_BTD: Tensor) -> Tensor:
         """Scores of the whole vocabulary (B, T, V). For a few tokens; training uses `fox.model.loss`."""
-        return F.linear(hidden_BTD, self.output_weight_VD)
+        return linear(hidden_BTD, self.output_weight_VD)
 
     def _product_type(self) -> torch.dtype:
         """The type of matrix products: autocast's where it is on, else the weights'."""
-        weight = self.embed_tokens.weight
+        weight = self.norm.weight  # matrices may be kept narrower
         device = weight.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 

@@ -28,6 +28,8 @@ def describe(plan: Plan) -> str:
 def _title(plan: Plan) -> Iterator[str]:
     if plan.gpu:
         yield f"{plan.name} on {plan.devices:,} x {plan.gpu.name}"
+    elif any(stage.measured for stage in plan.stages):
+        yield f"{plan.name} on this machine"
     else:
         yield f"{plan.name} on {plan.devices:,} device{'s' * (plan.devices > 1)} of no named kind"
     yield "Today Fox trains in one process on the CPU; it hasn't been run on a GPU yet."
@@ -95,6 +97,10 @@ def _time(plan: Plan) -> Iterator[str]:
     if plan.days is None:
         yield "  tokens/s: not known. Give --gpu NAME, or --tokens-per-second of a short run."
         return
+    if plan.stages[0].measured and plan.mfu is None:
+        yield f"  {plan.days * 24:,.1f} hours, without data, evaluation, checkpoints and restarts."
+        yield from _wrapped("  ", _how_measured(plan))
+        return
     device = "GPU" if plan.gpu else "device"
     yield f"  {plan.days * 24 * plan.devices:,.1f} {device} hours, without data, evaluation, checkpoints and restarts."
     if plan.mfu is None:
@@ -114,6 +120,12 @@ def _memory(plan: Plan) -> Iterator[str]:
         rows_told = f"{stage.rows:,}x{stage.row_length}"
         rows.append((_name(stage), rows_told, state, gathered, activations, loss, in_all, recomputed))
     yield from _table(rows)
+    seen = [(stage, stage.measured) for stage in plan.stages if stage.measured]
+    if seen:
+        peaks = ", ".join(f"{_name(stage)} {found.peak_bytes / 1e9:.1f}" for stage, found in seen)
+        yield from _wrapped("  ", f"Measured in small here, the whole process at its fullest: {peaks}.")
+        if seen[0][1].machine_bytes:
+            yield f"  The machine has {seen[0][1].machine_bytes / 1e9:.1f}."
     if plan.usable_bytes is not None:
         large = [stage.name for stage in plan.stages if stage.memory.total > plan.usable_bytes]
         yield f"  Does NOT fit: {', '.join(large)}." if large else "  It fits."
@@ -159,7 +171,9 @@ def _time_note(plan: Plan) -> str:
         parts.append(f"MFU {plan.mfu:.2f}:")
         parts.append(_assumed_mfu() if plan.mfu_is_assumed else "as given.")
     elif plan.days is not None:
-        parts.append("tokens/s: as given, of all devices together.")
+        seen = any(stage.measured for stage in plan.stages)
+        how = "measured on this machine, in small" if seen else "as given, of all devices together"
+        parts.append(f"tokens/s: {how}.")
     if plan.days is not None:
         parts.append("days = tokens / (tokens/s) / 86,400.")
     if plan.gpu:
@@ -172,6 +186,17 @@ def _assumed_mfu() -> str:
         "ASSUMED, not measured; published are 0.38 to 0.41 for a 1.3B model (llm-foundry) and 0.33 to 0.39 for an 8B "
         "(torchtitan), both on H100. Measure yours and give --mfu or --tokens-per-second."
     )
+
+
+def _how_measured(plan: Plan) -> str:
+    """How tokens/s came about, where this machine was timed."""
+    seen = [stage.measured for stage in plan.stages if stage.measured]
+    parts = ["tokens/s: measured here, on one block and the head, and added up."]
+    if not all(found.compiled for found in seen):
+        parts.append("Blocks were not compiled; --measure compiled does that as training will, in a minute or more.")
+    if any(found.timed_rows < stage.rows for found, stage in zip(seen, plan.stages, strict=False)):
+        parts.append("Some passes were timed on fewer rows.")
+    return " ".join(parts)
 
 
 def _memory_note(plan: Plan) -> str:
@@ -231,9 +256,7 @@ def _wrapped(mark: str, text: str) -> list[str]:
 
 
 def _chunks(stage: StagePlan) -> str:
-    if isinstance(stage.chunk_length, int):
-        return str(stage.chunk_length)
-    lengths = sorted(set(stage.chunk_length.values()))
+    lengths = stage.chunk_lengths
     return str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}"
 
 

@@ -9,11 +9,26 @@ from dataclasses import dataclass
 
 from fox.plan.gpus import Gpu
 from fox.plan.size import Parameters, head_dim
-from fox.recipe.schema import Model, Stage
+from fox.recipe.schema import Model, Optimizer, Stage, Train
 
 STATE_BYTES_PER_PARAMETER = 16
 """Four float32 numbers: the weight, its gradient, AdamW's two moments. ZeRO's paper arrives at 16 as well (section 3.1)
 with weight and gradient in 16 bits and a float32 copy of the weight."""
+
+MUON_STATE_BYTES = 12
+"""Of a matrix that Muon steps: it has one moment."""
+
+ADAFACTOR_STATE_BYTES = 8
+"""A row and a column of moments for each matrix are next to nothing."""
+
+BF16_SAVES_BYTES = 4
+"""Of 8, where weight and gradient are kept in bf16 alone."""
+
+STEPPING_BYTES = 12
+"""Of the largest matrix, while a step of bf16 weights has it in float32, its gradient, and what is taken away."""
+
+VOCABULARY_BLOCK_WEIGHTS = 1 << 24
+"""With bf16 weights the loss goes through blocks of so many weights of the head (fox/model/loss_by_vocabulary.py; tested)."""
 
 LOSS_CHUNK_ROWS = 1024
 LOSS_CHUNK_LOGITS = 1 << 24
@@ -44,6 +59,10 @@ class StageMemory:
     activations_recomputed: int
     logits: int
     head_gradient: int
+    stepping: int
+    """Of the optimiser alone, once the activations are gone."""
+    recomputes: bool
+    """Whether the recipe asks for the recomputation of activations."""
 
     @property
     def loss(self) -> int:
@@ -52,12 +71,14 @@ class StageMemory:
 
     @property
     def total(self) -> int:
-        return self.state + self.gathered + self.activations + self.loss
+        if self.recomputes:
+            return self.total_recomputed
+        return self.state + max(self.gathered + self.activations + self.loss, self.stepping)
 
     @property
     def total_recomputed(self) -> int:
         """With each block's activations thrown away and made again backward: up to a third more work, 8 N for 6 N."""
-        return self.state + self.gathered + self.activations_recomputed + self.loss
+        return self.state + max(self.gathered + self.activations_recomputed + self.loss, self.stepping)
 
 
 def stage_memory(
@@ -69,21 +90,44 @@ def stage_memory(
     rows: int,
     element_bytes: int,
     on_cpu: bool,
+    optimizer: Optimizer,
+    train: Train,
 ) -> StageMemory:
     """Memory of one of `devices` with `rows` rows a pass; `element_bytes` is 2 for bfloat16 products, 4 for float32."""
+    narrow = train.precision == "bf16-weights"
+    head = parameters.head or parameters.embedding
     tokens = rows * stage.row_length
     block = tokens * block_activation_bytes_per_token(model, element_bytes)
     if on_cpu:
         block += rows * attention_weight_bytes_per_row(model, stage.row_length, element_bytes)
     block_input = tokens * model.hidden_size * element_bytes
     return StageMemory(
-        state=-(-STATE_BYTES_PER_PARAMETER * parameters.total // devices),
-        gathered=gathered_bytes(parameters, devices, element_bytes),
+        state=-(-state_bytes(model, parameters, optimizer, narrow) // devices),
+        gathered=0 if narrow else gathered_bytes(parameters, devices, element_bytes),
         activations=model.num_hidden_layers * block,
         activations_recomputed=model.num_hidden_layers * block_input + block,
-        logits=min(tokens, loss_chunk_rows(vocab_size)) * vocab_size * LOGIT_BYTES,
-        head_gradient=(parameters.head or parameters.embedding) * HEAD_GRADIENT_BYTES,
+        logits=_logits(tokens, model.hidden_size, vocab_size, narrow) * LOGIT_BYTES,
+        head_gradient=(min(VOCABULARY_BLOCK_WEIGHTS, head) if narrow else head) * HEAD_GRADIENT_BYTES,
+        stepping=head * STEPPING_BYTES if narrow else 0,
+        recomputes=train.activation_checkpointing,
     )
+
+
+def state_bytes(model: Model, parameters: Parameters, optimizer: Optimizer, narrow: bool) -> int:
+    """Weights, gradients and moments, of all devices together."""
+    inner = model.num_hidden_layers * (parameters.one_block - 2 * model.hidden_size)  # the blocks' matrices
+    rest = parameters.total - inner
+    of_matrix = {"adamw": STATE_BYTES_PER_PARAMETER, "muon": MUON_STATE_BYTES, "adafactor": ADAFACTOR_STATE_BYTES}
+    of_rest = ADAFACTOR_STATE_BYTES if optimizer.name == "adafactor" else STATE_BYTES_PER_PARAMETER
+    state = inner * of_matrix[optimizer.name] + rest * of_rest
+    return state - parameters.total * BF16_SAVES_BYTES if narrow else state
+
+
+def _logits(tokens: int, hidden_size: int, vocab_size: int, narrow: bool) -> int:
+    """How many are held at once."""
+    if narrow:
+        return min(tokens, LOSS_CHUNK_ROWS) * min(vocab_size, max(1, VOCABULARY_BLOCK_WEIGHTS // hidden_size))
+    return min(tokens, loss_chunk_rows(vocab_size)) * vocab_size
 
 
 def block_activation_bytes_per_token(model: Model, element_bytes: int) -> int:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from fox.errors import Problem, UserError
 from fox.plan.gpus import Gpu, find_gpu
 from fox.plan.memory import StageMemory, stage_memory, usable_bytes
-from fox.plan.problems import indivisible_batch, too_large, wrong_peak
+from fox.plan.problems import indivisible_batch, too_large, too_large_here, wrong_peak
 from fox.plan.size import (
     Parameters,
     attention_flops_per_position,
@@ -18,7 +19,7 @@ from fox.plan.size import (
     matrix_flops,
     mean_chunk_length,
 )
-from fox.recipe.schema import Model, Recipe, Schedule, Stage
+from fox.recipe.schema import Model, Recipe, Schedule, Stage, Tune
 
 ASSUMED_MFU = 0.40
 """The share of a GPU's peak that training uses, where nothing was measured. MosaicML's llm-foundry published 40.9 % for
@@ -29,6 +30,23 @@ SECONDS_PER_DAY = 86_400
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What this machine was seen to do in a stage, with the real modules in small (fox/train/speed.py)."""
+
+    tokens_per_second: float
+    peak_bytes: int
+    """Of the whole process, at its fullest moment."""
+    bytes_per_row: int
+    """By how much one row of a pass makes that more."""
+    machine_bytes: int
+    """All the memory that the machine has; 0 where it does not tell."""
+    compiled: bool
+    """Whether blocks were compiled, as torch.compile makes them for training."""
+    timed_rows: int
+    """How many rows of a pass were timed; the rest is taken in proportion."""
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """One stage of the curriculum, or the tuning. `key` is its place in the recipe; FLOPs are forward and backward."""
 
@@ -36,7 +54,10 @@ class StagePlan:
     name: str
     tokens: int
     """Trained on: whole steps of batch_tokens."""
-    chunk_length: int | dict[str, int]
+    chunk_length: int | dict[str, Any]
+    """As the recipe has it."""
+    chunk_lengths: tuple[int, ...]
+    """All that there are, from the shortest."""
     mean_chunk_length: float
     rows: int
     row_length: int
@@ -54,6 +75,7 @@ class StagePlan:
     """Of all devices together."""
     mfu: float | None
     days: float | None
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True)
@@ -116,11 +138,13 @@ def plan(
     gpu: str | None = None,
     mfu: float | None = None,
     tokens_per_second: float | None = None,
+    measured: Mapping[str, Measured] | None = None,
 ) -> Plan:
     """What `recipe` takes on `gpus` devices of the kind `gpu`, in parameters, FLOPs, bytes, steps and days.
 
     Time follows from `mfu`, the share of the peak in use (ASSUMED_MFU unless given), or from a measured
-    `tokens_per_second` of all devices together; with neither a GPU nor a rate it stays unknown. Raises UserError where
+    `tokens_per_second` of all devices together, or from what was `measured` of each stage, by its key; with none of them
+    it stays unknown. Raises UserError where
     the figures asked for make no sense; what is wrong with the plan itself is in `problems`.
     """
     kind = _checked(gpus, gpu, mfu, tokens_per_second)
@@ -134,21 +158,28 @@ def plan(
     problems: list[Problem] = []
 
     def memory_of(stage: Stage, devices: int, rows: int) -> StageMemory:
-        return stage_memory(model, parameters, vocab_size, stage, devices, rows, element_bytes, on_cpu=kind is None)
+        optimizer = stage.optimizer if isinstance(stage, Tune) else recipe.optimizer
+        return stage_memory(
+            model, parameters, vocab_size, stage, devices, rows, element_bytes, kind is None, optimizer, recipe.train
+        )
 
     def add(key: str, name: str, stage: Stage, warmup_steps: int, decay_steps: int) -> None:
         attention = attention_flops_per_position(model) * mean_chunk_length(stage)
         matrices = matrix_flops(parameters.without_lookup)
         flops = matrices + attention
+        seen = measured.get(key) if measured else None
         rate = tokens_per_second or (peak_flops * share / flops if peak_flops and share else None)
+        if seen and rate is None:
+            rate = seen.tokens_per_second
         passes, rest = divmod(stage.batch_tokens, gpus * stage.rows * stage.row_length)
-        tokens = stage.steps * stage.batch_tokens
+        tokens = stage.total_tokens
         stages.append(
             StagePlan(
                 key=key,
                 name=name,
                 tokens=tokens,
                 chunk_length=stage.chunk_length,
+                chunk_lengths=tuple(sorted({length for key in stage.mix for length in stage.lengths_of(key)})),
                 mean_chunk_length=mean_chunk_length(stage),
                 rows=stage.rows,
                 row_length=stage.row_length,
@@ -164,11 +195,14 @@ def plan(
                 tokens_per_second=rate,
                 mfu=rate * flops / peak_flops if rate and peak_flops else None,
                 days=tokens / rate / SECONDS_PER_DAY if rate else None,
+                measured=seen,
             )
         )
         problems.extend(indivisible_batch(key, stage, gpus))
         if kind:
             problems.extend(too_large(key, stage, gpus, kind, memory_of))
+        elif seen:
+            problems.extend(too_large_here(key, stage, seen.peak_bytes, seen.bytes_per_row, seen.machine_bytes))
 
     turns = _warmup_and_decay_steps(list(recipe.stage.values()), recipe.schedule)
     for (name, stage), (warmup_steps, decay_steps) in zip(recipe.stage.items(), turns, strict=True):
@@ -214,11 +248,13 @@ def _warmup_and_decay_steps(stages: list[Stage], schedule: Schedule) -> list[tup
     """How many steps of each stage lie, whole or in part, in the warm-up and in the decay that span all stages."""
     ends = [0]
     for stage in stages:
-        ends.append(ends[-1] + stage.steps * stage.batch_tokens)
-    decay_starts = ends[-1] - schedule.decay_tokens
+        ends.append(ends[-1] + stage.total_tokens)
+    falling = {"wsd": schedule.decay_tokens, "cosine": ends[-1] - schedule.warmup_tokens, "constant": 0}
+    decay_starts = ends[-1] - max(0, falling[schedule.shape])
     turns = []
     for stage, start, end in zip(stages, ends, ends[1:], strict=False):
         warmup = max(0, min(end, schedule.warmup_tokens) - start)
         decay = max(0, end - max(start, decay_starts))
-        turns.append((-(-warmup // stage.batch_tokens), -(-decay // stage.batch_tokens)))
+        steps_before = stage.steps_within(end - start - decay + 1) - 1
+        turns.append((stage.steps_within(warmup), stage.steps - steps_before))
     return turns

@@ -75,6 +75,23 @@ def too_large(key: str, stage: Stage, devices: int, gpu: Gpu, memory_of: MemoryO
     )
 
 
+def too_large_here(
+    key: str, stage: Stage, peak_bytes: int, bytes_per_row: int, machine_bytes: int
+) -> Iterator[Problem]:
+    """A step must fit the memory of this machine."""
+    if peak_bytes <= machine_bytes or not machine_bytes:
+        return
+    fits = [n for n in _divisors(stage.rows) if peak_bytes - (stage.rows - n) * bytes_per_row <= machine_bytes]
+    yield Problem(
+        f"{key}.rows",
+        f"does not fit: {_gb(peak_bytes)}, by what was measured in small, and this machine has {_gb(machine_bytes)}",
+        f"-o {key}.rows={fits[-1]} ({_gb(peak_bytes - (stage.rows - fits[-1]) * bytes_per_row)})."
+        if fits
+        else "A single row would not fit either: shorten the chunks, or make the model smaller.",
+        stage.rows,
+    )
+
+
 def wrong_peak(precision: str, gpu: Gpu) -> Iterator[Problem]:
     """The peaks in the table are for bfloat16."""
     if precision == "float32":

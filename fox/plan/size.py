@@ -77,10 +77,9 @@ def attention_flops_per_position(model: Model) -> int:
 
 def mean_chunk_length(stage: Stage) -> float:
     """Tokens that see each other, averaged over a stage's mix. Documents shorter than a chunk make it less."""
-    if isinstance(stage.chunk_length, int):
-        return float(stage.chunk_length)
     total = sum(stage.mix.values())
-    return sum(weight * stage.chunk_length[key] for key, weight in stage.mix.items()) / total
+    of_key = {key: sum(length * share for length, share in stage.lengths_of(key).items()) for key in stage.mix}
+    return sum(weight * of_key[key] for key, weight in stage.mix.items()) / total
 
 
 def kv_cache_bytes_per_token(model: Model, element_bytes: int = 2) -> int:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from fox.errors import Problem
 from fox.recipe.keys import KeyPath, dotted
-from fox.recipe.schema import Hole, Recipe, Schedule, Stage
+from fox.recipe.schema import Hole, Optimizer, Recipe, Schedule, Section, Stage
 
 KINDS = ("text", "chat")
-MODELS = ("base", "tuned")
+MODELS = ("start", "base", "tuned")
 LONGEST_NAME = 100  # bytes: names get endings such as .manifest.json, and file systems end at 255
 
 Found = TypeVar("Found")
@@ -23,10 +23,20 @@ Found = TypeVar("Found")
 
 def contradictions(recipe: Recipe) -> Iterator[Problem]:
     """Every pair of values in `recipe` that cannot both hold, as a Problem with a mend."""
-    for check in (_source_names, _stage_names, _run_name, _head_dim, _key_value_heads, _unused_sources, _schedules):
+    for check in (
+        _source_names,
+        _stage_names,
+        _run_name,
+        _head_dim,
+        _key_value_heads,
+        _unused_sources,
+        _schedules,
+        _optimizers,
+        _average,
+    ):
         yield from _known(check(recipe))
     for key, stage in _known(_stages(recipe)):
-        for check_stage in (_fits_the_model, _whole_passes, _mix, _chunk_lengths):
+        for check_stage in (_fits_the_model, _whole_passes, _one_pass, _batch_ramp, _mix, _mix_follows, _chunk_lengths):
             yield from _known(check_stage(recipe, key, stage))
 
 
@@ -59,6 +69,9 @@ def _source_names(recipe: Recipe) -> Iterator[Problem]:
     for name in recipe.source:
         if name in KINDS:
             yield Problem(f"source.{name}", f"{name} is a kind, not a name", f"Call it {name}s, say.")
+        elif re.fullmatch("[0-9]+", name):
+            reason = "is a number, which chunk_length would take for a length"
+            yield Problem(dotted(("source", name)), reason, f"Call it s{name}, say.")
         else:
             yield from _file_name(("source", name), name)
 
@@ -104,6 +117,7 @@ def _schedules(recipe: Recipe) -> Iterator[Problem]:
 
 
 def _schedule(key: str, schedule: Schedule, *stages: Stage) -> Iterator[Problem]:
+    yield from _shape(key, schedule)
     tokens = sum(stage.tokens for stage in stages)
     if schedule.warmup_tokens + schedule.decay_tokens > tokens:
         yield Problem(
@@ -114,10 +128,61 @@ def _schedule(key: str, schedule: Schedule, *stages: Stage) -> Iterator[Problem]
         )
 
 
+def _shape(key: str, schedule: Schedule) -> Iterator[Problem]:
+    if schedule.shape == "wsd":
+        if "decay_tokens" not in schedule.model_fields_set:
+            yield Problem(f"{key}.decay_tokens", "is missing, and a schedule of shape wsd needs it", "Give it, or 0.")
+        return
+    unused = ("decay_tokens", "decay_shape", *(("final_fraction",) if schedule.shape == "constant" else ()))
+    yield from _without_effect(key, schedule, unused, f"{key}.shape = {schedule.shape!r}")
+
+
+def _optimizers(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.tune:
+        yield from _known(_optimizer("tune.optimizer", recipe.tune.optimizer))
+    yield from _optimizer("optimizer", recipe.optimizer)
+
+
+def _optimizer(key: str, optimizer: Optimizer) -> Iterator[Problem]:
+    unused = {"adamw": ("momentum",), "muon": (), "adafactor": ("beta1", "beta2", "eps", "momentum")}
+    yield from _without_effect(key, optimizer, unused[optimizer.name], f"{key}.name = {optimizer.name!r}")
+
+
+def _without_effect(key: str, section: Section, names: Sequence[str], beside: str) -> Iterator[Problem]:
+    """A value other than the default that nothing reads would be dropped in silence."""
+    for name in names:
+        value, default = getattr(section, name), type(section).model_fields[name].default
+        if value != default:
+            yield Problem(f"{key}.{name}", f"changes nothing beside {beside}", f"Try -o {key}.{name}={default}.", value)
+
+
+def _average(recipe: Recipe) -> Iterator[Problem]:
+    wanted = recipe.train.average_checkpoints
+    ends = [0]
+    for stage in recipe.stage.values():
+        ends.append(ends[-1] + stage.steps)
+    saved = len({*ends[1:], *range(0, ends[-1] + 1, recipe.train.checkpoint_every_steps)}) - 1
+    if wanted > saved:
+        reason = f"are more than the {saved} that {ends[-1]} steps leave"
+        every = f"checkpoint_every_steps={ends[-1] // wanted}" if wanted <= ends[-1] else f"average_checkpoints={saved}"
+        mend = f"Try -o train.{every}."
+        yield Problem("train.average_checkpoints", reason, mend, wanted)
+
+
+def _one_pass(recipe: Recipe, key: KeyPath, stage: Stage) -> Iterator[Problem]:
+    pass_tokens = stage.rows * stage.row_length
+    if recipe.train.precision == "bf16-weights" and stage.batch_tokens > pass_tokens:
+        reason = f"is more than one pass of rows x chunk length = {pass_tokens}, and in bf16 a sum of gradients loses the small ones"
+        mend = f"Try -o {dotted(key)}.batch_tokens={pass_tokens}, more rows, or another train.precision."
+        yield Problem(f"{dotted(key)}.batch_tokens", reason, mend, stage.batch_tokens)
+
+
 def _fits_the_model(recipe: Recipe, key: KeyPath, stage: Stage) -> Iterator[Problem]:
     longest = recipe.model.max_position_embeddings
     if stage.row_length > longest:
         mend = f"Shorten the chunks, or try -o model.max_position_embeddings={stage.row_length}."
+        if recipe.model.start_from is not None:
+            mend = "Shorten the chunks: the model that it starts from reads no more."
         reason = f"is longer than model.max_position_embeddings = {longest}"
         yield Problem(f"{dotted(key)}.chunk_length", reason, mend, stage.chunk_length)
 
@@ -151,21 +216,56 @@ def _mix_key(recipe: Recipe, key: KeyPath, stage: Stage, mix_key: str) -> Iterat
         yield Problem(at, reason, "Name sources of kind 'chat'.")
 
 
-def _chunk_lengths(recipe: Recipe, key: KeyPath, stage: Stage) -> Iterator[Problem]:
-    if not isinstance(stage.chunk_length, dict):
+def _batch_ramp(recipe: Recipe, key: KeyPath, stage: Stage) -> Iterator[Problem]:
+    ramp, pass_tokens = stage.batch_ramp, stage.rows * stage.row_length
+    if ramp is None:
         return
-    row = stage.row_length
+    at = dotted((*key, "batch_ramp"))
+    if ramp.start % pass_tokens:
+        reason = f"is no multiple of rows x chunk length = {pass_tokens}"
+        yield Problem(f"{at}.start", reason, f"Try -o {at}.start={_nearest(ramp.start, pass_tokens)}.", ramp.start)
+    if ramp.start >= stage.batch_tokens:
+        reason = f"is not below batch_tokens = {stage.batch_tokens}, to which steps grow"
+        yield Problem(f"{at}.start", reason, "Begin with smaller steps, or leave batch_ramp out.", ramp.start)
+    if ramp.tokens > stage.tokens:
+        reason = f"is more than the stage's {stage.tokens}, so that batch_tokens is never reached"
+        yield Problem(f"{at}.tokens", reason, f"Make it at most {stage.tokens}.", ramp.tokens)
+
+
+def _mix_follows(recipe: Recipe, key: KeyPath, stage: Stage) -> Iterator[Problem]:
+    sources = {source for mix_key in stage.mix for source in recipe.sources_of(mix_key, stage.mix)}
+    if stage.mix_follows is None:
+        yield from _without_effect(dotted(key), stage, ("mix_every_steps",), "a mixture that follows nothing")
+    elif len(sources) == 1:
+        reason = f"has nothing to choose from: {next(iter(sources))} is all there is in the mix"
+        yield Problem(f"{dotted(key)}.mix_follows", reason, "Leave it out, or add sources.", stage.mix_follows)
+
+
+def _chunk_lengths(recipe: Recipe, key: KeyPath, stage: Stage) -> Iterator[Problem]:
+    row, table = stage.row_length, stage.chunk_length_by_key
+    at = (*key, "chunk_length")
+    if table is None:
+        by_length = isinstance(stage.chunk_length, dict)
+        yield from _dividing(at, row, stage.lengths_of(""), by_length)
+        return
     for mix_key in stage.mix:
-        if mix_key not in stage.chunk_length:
+        if mix_key not in table:
             reason = f"says nothing of {mix_key}, which is in the mix"
-            yield Problem(f"{dotted(key)}.chunk_length", reason, f"Add {dotted((mix_key,))} = {row}.")
-    for mix_key, length in stage.chunk_length.items():
-        at = dotted((*key, "chunk_length", mix_key))
+            yield Problem(dotted(at), reason, f"Add {dotted((mix_key,))} = {row}.")
+    for mix_key, lengths in table.items():
         if mix_key not in stage.mix:
-            yield Problem(at, "is not in the mix", "Leave it out, or add it to the mix.", length)
-        elif row % length:
+            told = "Leave it out, or add it to the mix."
+            yield Problem(dotted((*at, mix_key)), "is not in the mix", told, lengths)
+        else:
+            yield from _dividing((*at, mix_key), row, stage.lengths_of(mix_key), isinstance(lengths, dict))
+
+
+def _dividing(at: KeyPath, row: int, lengths: Iterable[int], by_length: bool) -> Iterator[Problem]:
+    for length in lengths:
+        if row % length:
             reason = f"does not divide the longest chunk, {row}, and rows are cut evenly"
-            yield Problem(at, reason, f"Use a divisor of {row}.", length)
+            key = dotted((*at, str(length))) if by_length else dotted(at)
+            yield Problem(key, reason, f"Use a divisor of {row}.", None if by_length else length)
 
 
 def _unused_sources(recipe: Recipe) -> Iterator[Problem]:

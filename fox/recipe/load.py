@@ -14,6 +14,7 @@ from fox.recipe.check import check
 from fox.recipe.keys import KeyPath, dotted, key_path
 from fox.recipe.locate import locate
 from fox.recipe.schema import Recipe, type_at
+from fox.recipe.start import ShapeOf, is_left_to_the_model, take_up_start
 
 __all__ = ["DEFAULT", "OVERRIDE", "LoadedRecipe", "dotted", "load_recipe", "parse_override"]
 
@@ -34,9 +35,10 @@ class LoadedRecipe:
         return [(dotted(key), value, self.origins.get(key, DEFAULT)) for key, value in leaves]
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = (), shape_of: ShapeOf | None = None) -> LoadedRecipe:
     """The recipe at `path` with `overrides` (each `key=value`) laid over it.
 
+    `shape_of` looks into the model that one starts from (`model.start_from`), and gives what the page leaves to it.
     Raises RecipeError with every problem at once, UserError where the file can't be read at all.
     """
     page, lines = _read(Path(path))
@@ -49,7 +51,13 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> LoadedRecipe
         except UserError as error:
             problems += error.problems
 
-    recipe, found = check(page, lambda key: _place(origins, key) or str(path))
+    def place_of(key: KeyPath) -> str:
+        return _place(origins, key) or str(path)
+
+    wrong_start = take_up_start(page, origins, place_of, shape_of)
+    recipe, found = check(page, place_of)
+    if wrong_start:
+        found = wrong_start + [problem for problem in found if not is_left_to_the_model(problem)]
     problems += sorted(found, key=_line_of)
     if problems or recipe is None:
         raise RecipeError(problems)

@@ -19,7 +19,7 @@ from fox.report.how_to_run import Opening, how_to_run
 from fox.report.hub_metadata import front_matter, license_values, scores_index
 from fox.report.markdown import words
 from fox.report.page import summary
-from fox.report.run_files import Metrics, Results, RunFiles
+from fox.report.run_files import BaseModelFacts, Metrics, Results, RunFiles
 from fox.report.tables import StageFacts, Table, machine, scores_table, stages_of, steps_table
 from fox.report.terms import model_license, recipe_as_stated, source_license, source_url
 
@@ -47,10 +47,13 @@ def model_card(about: About, run: RunFiles | None) -> str:
 
 
 def _metadata(about: About, run: RunFiles | None) -> dict[str, Any]:
+    base = run.facts("pretrain").base_model if run else None
     of_hub = about.converted_from if about.from_hub and not run else ""
+    if base and base.from_hub:
+        of_hub = base.name
     is_gguf = about.target != "hf"
     return {
-        **license_values(model_license(run) if run else about.license),
+        **license_values((model_license(run) or (base.license if base else "")) if run else about.license),
         "library_name": "gguf" if is_gguf else "transformers",
         "pipeline_tag": "text-generation",
         "tags": [
@@ -61,7 +64,7 @@ def _metadata(about: About, run: RunFiles | None) -> dict[str, Any]:
             *([about.file_type] if about.is_quantized else []),
         ],
         "base_model": "/".join(of_hub.split("/")[:2]),
-        "base_model_relation": "quantized" if of_hub and is_gguf else "",
+        "base_model_relation": "finetune" if of_hub and base else "quantized" if of_hub and is_gguf else "",
         "model-index": _scores_index(about, run),
     }
 
@@ -94,7 +97,27 @@ def _what_it_is(about: About, run: RunFiles | None) -> str:
     which = {"base": "The base model", "tuned": "The tuned model"}.get(about.part, "A model")
     license = model_license(run)
     terms = f"Its licence: {words(license)}." if license else "Its makers have not stated a licence."
-    return f"{which} of the run {words(run.name)}, made with Fox, {written}. {words(summary(run))} {terms}"
+    return " ".join(
+        [
+            f"{which} of the run {words(run.name)}, made with Fox, {written}.",
+            *([_base_model(base)] if (base := run.facts("pretrain").base_model) else []),
+            words(summary(run)),
+            terms,
+        ]
+    )
+
+
+def _base_model(base: BaseModelFacts) -> str:
+    name = words(markdown.last_part(base.name))
+    if base.from_hub:
+        owner_and_model = "/".join(base.name.split("/")[:2])
+        name = f"{words(base.name)} ({markdown.link(f'https://huggingface.co/{owner_and_model}')})"
+    stated = (
+        f"That model's licence, as its files state: {words(base.license)}; it holds for this one too."
+        if base.license
+        else "That model's files state no licence: ask before you give this one away."
+    )
+    return f"Its training began with the weights of {name}, which others may have made, and not from nothing. {stated}"
 
 
 def _source(about: About) -> str:
@@ -301,7 +324,12 @@ def _limits(about: About, run: RunFiles) -> str:
         f"{size}: {about.parameters:,} parameters. Expect sentences that read well and are wrong, or that mean nothing. It is "
         "no source of facts and no adviser."
     ]
-    if seen:
+    if seen and run.facts("pretrain").base_model:
+        told.append(
+            f"It has read {seen:,.0f} tokens of {_listed(drawn)}, on top of all that its base model had read, of which nothing is on "
+            "record here. It holds what is wrong or unfair in either for true, and may have forgotten some of the older."
+        )
+    elif seen:
         told.append(
             f"It has read {seen:,.0f} tokens in all, {seen / max(1, about.parameters):,.2f} a parameter, of {_listed(drawn)}. "
             "It knows nothing that is not in them, and holds what is wrong or unfair in them for true."

@@ -18,8 +18,11 @@ from fox.report.plots import (
     bits_limits,
     draw_bits_of,
     draw_chunk_length,
+    draw_epochs,
+    draw_gradient_norm,
     draw_learning_rate,
     draw_loss,
+    draw_loss_by_source,
     draw_machine,
     draw_mixture,
 )
@@ -74,6 +77,24 @@ def charts_of(run: RunFiles) -> list[Chart]:
                     lambda figure: draw_loss(_whole(figure), pretrain, "seconds"),
                 )
             )
+    if pretrain and len(pretrain.by_source("loss_by_source", np.nan)) > 1:
+        charts.append(
+            Chart(
+                "loss-by-source",
+                "Loss by source",
+                "The mean of neighbouring steps, by what the tokens came from. Sources are not equally hard: compare each with itself.",
+                lambda figure: draw_loss_by_source(_whole(figure, right=122), pretrain),
+            )
+        )
+    if pretrain and _has(pretrain, "gradient_norm"):
+        charts.append(
+            Chart(
+                "gradient-norm",
+                "Gradient norm",
+                "Before larger ones were scaled down to the recipe's clip_norm.",
+                lambda figure: draw_gradient_norm(_whole(figure), pretrain),
+            )
+        )
     if pretrain and _has(pretrain, "learning_rate"):
         charts.append(
             Chart(
@@ -101,6 +122,15 @@ def charts_of(run: RunFiles) -> list[Chart]:
                 lambda figure: draw_mixture(_whole(figure, right=122), pretrain),
             )
         )
+    if pretrain and pretrain.by_source("epoch", np.nan):
+        charts.append(
+            Chart(
+                "epochs",
+                "Epochs",
+                "How often each source has been seen.",
+                lambda figure: draw_epochs(_whole(figure, right=122), pretrain),
+            )
+        )
     trainings = [training for training in (pretrain, tune) if training]
     if any(_has(training, "tokens_per_second") for training in trainings):
         charts.append(
@@ -111,6 +141,15 @@ def charts_of(run: RunFiles) -> list[Chart]:
                 lambda figure: draw_machine(
                     _whole(figure), trainings, "tokens_per_second", "tokens a second, thousands", 1e3
                 ),
+            )
+        )
+    if any(_has(training, "share_of_peak") for training in trainings):
+        charts.append(
+            Chart(
+                "share-of-peak",
+                "Share of the machine's peak",
+                "Six operations for each parameter and token, of what the machine's matrix products reach, measured as training began.",
+                lambda figure: draw_machine(_whole(figure), trainings, "share_of_peak", "% of matrix peak", 0.01),
             )
         )
     if any(_has(training, "memory_bytes") for training in trainings):

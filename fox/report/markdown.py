@@ -65,7 +65,9 @@ def without_local_paths(value: Any) -> Any:
     """A recipe's paths and addresses as `shown_path` has them, however deep."""
     if isinstance(value, dict):
         return {
-            key: shown_path(item) if key in ("path", "url") and isinstance(item, str) else without_local_paths(item)
+            key: shown_path(item)
+            if key in ("path", "url", "start_from") and isinstance(item, str)
+            else without_local_paths(item)
             for key, item in value.items()
         }
     return value

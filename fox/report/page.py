@@ -149,7 +149,8 @@ def summary(run: RunFiles) -> str:
         stages = len(run.pretrain.bands) if run.pretrain else 0
         spent = [f"{stages} stages"] * (stages > 1) + [quantities.duration(seconds)] * bool(seconds)
         sentences.append(
-            f"{what}, trained on {quantities.count(tokens)} tokens"
+            f"{what}, {f'begun from {Path(begun.name).name} and ' if (begun := facts.base_model) else ''}trained on "
+            f"{quantities.count(tokens)} tokens"
             + (f" in {quantities.listed(spent)}" if spent else "")
             + (
                 f" on {facts.threads} thread{'s' * (facts.threads != 1)} of {facts.cpu}"
@@ -159,9 +160,10 @@ def summary(run: RunFiles) -> str:
             + "."
         )
     if results and (base := results.bits_per_byte.get("base")):
-        bigram = results.kneser_ney_bits_per_byte
+        bigram, start = results.kneser_ney_bits_per_byte, results.bits_per_byte.get("start", {})
         told = [
             f"{quantities.decimal(score)} bits per byte of {source}"
+            + (f" (before training {quantities.decimal(start[source])})" if source in start else "")
             + (f" (a Kneser-Ney bigram: {quantities.decimal(bigram[source])})" if source in bigram else "")
             for source, score in base.items()
         ]

@@ -56,6 +56,59 @@ def draw_loss(axes: Axes, metrics: Metrics, along: str) -> None:
     label_right(axes, [(last, decimal(last), MODEL)])
 
 
+def draw_loss_by_source(axes: Axes, metrics: Metrics, name_limit: int = 10) -> None:
+    """Each source's loss over tokens, smoothed. A source that a stage leaves out has a gap there."""
+    x, stretches = _along(axes, metrics, "tokens")
+    columns = metrics.by_source("loss_by_source", np.nan)
+    drawn, labels = [], []
+    for i, (source, losses) in enumerate(columns.items()):
+        smooth = smoothed(np.where(np.isfinite(losses), losses, np.nan), metrics.bands)
+        if i == MOST_SOURCES or not (kept := np.isfinite(smooth)).any():
+            break
+        # A step may have no row of a small source: its line goes on to the next that has, but not across a stage without it.
+        for band in metrics.bands:
+            at = np.arange(band.first, band.end)[kept[band.first : band.end]]
+            if len(at):
+                axes.plot(*thinned(x[at], smooth[at]), color=SOURCES[i])
+        drawn.append(smooth[kept])
+        labels.append((float(smooth[kept][-1]), f"{clip(source, name_limit)} {decimal(smooth[kept][-1])}", SOURCES[i]))
+    values = np.concatenate(drawn)
+    low, high = float(np.min(values)), float(np.percentile(values, 99.5))
+    room = 0.06 * (high - low or 1)
+    axes.set_ylim(low - room, high + room)
+    _name_y(axes, "loss, nats per token", stretches)
+    label_right(axes, labels)
+
+
+def draw_epochs(axes: Axes, metrics: Metrics, name_limit: int = 10) -> None:
+    """How often each source has been seen."""
+    x, stretches = _along(axes, metrics, "tokens")
+    labels = []
+    for i, (source, epochs) in enumerate(metrics.by_source("epoch", np.nan).items()):
+        if i == MOST_SOURCES or not (kept := np.isfinite(epochs)).any():
+            break
+        axes.plot(*thinned(x[kept], epochs[kept]), color=SOURCES[i])
+        last = float(epochs[kept][-1])
+        labels.append((last, f"{clip(source, name_limit)} {decimal(last)}", SOURCES[i]))
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    _name_y(axes, "times seen", stretches)
+    label_right(axes, labels)
+
+
+def draw_gradient_norm(axes: Axes, metrics: Metrics) -> None:
+    """The gradient's norm before it was scaled down: each step faint, the mean of neighbouring steps strong."""
+    x, stretches = _along(axes, metrics, "tokens")
+    norm = metrics.column("gradient_norm")
+    smooth = smoothed(norm, metrics.bands)
+    axes.plot(*thinned(x, norm), color=MODEL, alpha=0.28, linewidth=0.8)
+    axes.plot(*thinned(x, smooth), color=MODEL)
+    axes.set_ylim(0, 1.12 * float(np.nanpercentile(norm, 99.5)) or 1)
+    _name_y(axes, "gradient norm", stretches)
+    last = float(smooth[np.isfinite(smooth)][-1])
+    label_right(axes, [(last, decimal(last), MODEL)])
+
+
 def draw_learning_rate(axes: Axes, metrics: Metrics) -> None:
     x, stretches = _along(axes, metrics, "tokens")
     axes.plot(*thinned(x, metrics.column("learning_rate")), color=MODEL)

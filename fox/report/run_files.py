@@ -57,6 +57,14 @@ class SourceFacts(Lenient):
     bytes_per_token: float | None = None
 
 
+class BaseModelFacts(Lenient):
+    """The model that a training started from, as its user named it, and what its files state."""
+
+    name: str
+    from_hub: bool = False
+    license: str = ""
+
+
 class Facts(Lenient):
     """What a step found out: those of the data step name sources, those of training name a model and a machine."""
 
@@ -72,6 +80,7 @@ class Facts(Lenient):
     final_loss: float | None = None
     peak_memory_bytes: float | None = None
     seconds_training: float | None = None
+    base_model: BaseModelFacts | None = None
 
 
 class Manifest(Lenient):
@@ -124,14 +133,17 @@ class MetricsRow(Lenient):
     step: int
     tokens: Amount
     stage: str = ""
-    loss: float
+    loss: float = np.nan
     learning_rate: float = np.nan
     gradient_norm: float = np.nan
     chunk_length: dict[str, Length] = {}
     mix: dict[str, Amount] = {}
     seconds: float = np.nan
     tokens_per_second: float = np.nan
+    share_of_peak: float = np.nan
     memory_bytes: float = np.nan
+    loss_by_source: dict[str, float] = {}
+    epoch: dict[str, Amount] = {}
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,7 @@ class Metrics:
         return np.where(np.isfinite(values), values, np.nan)
 
     def by_source(self, name: str, absent: float) -> dict[str, Column]:
-        """`chunk_length` or `mix` as a column for each source, the sources that gave most tokens first."""
+        """A table of the rows as a column for each source, the sources that gave most tokens first."""
         total: dict[str, float] = {}
         for row in self.rows:
             for source in getattr(row, name):

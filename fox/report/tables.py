@@ -31,7 +31,8 @@ def scores_table(results: Results, last_stage: str) -> Table | None:
     base = f"base model, after stage {last_stage}" if last_stage else "base model"
 
     def named(model: str) -> str:
-        return {"base": base, "tuned": "tuned model"}.get(model, f"after stage {model}")
+        known = {"start": "the model that it started from", "base": base, "tuned": "tuned model"}
+        return known.get(model, f"after stage {model}")
 
     replies = results.assistant_bits_per_byte
     tables = [

@@ -18,7 +18,7 @@ def model_license(run: RunFiles) -> str:
     """The model's licence; empty where none is stated for a model of these sources."""
     sources = run.recipe.recipe.get("source")
     documents = [key for name in (sources if isinstance(sources, dict) else ()) for key in _documents(name)]
-    return _stated(run, ("license",), documents)
+    return _stated(run, ("license",), [*documents, ("model", "start_from")])
 
 
 def source_license(run: RunFiles, source: str) -> str:

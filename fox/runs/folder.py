@@ -20,6 +20,8 @@ from fox.artifacts import remove_at_once, sha256_of, stamp_of, write_atomically,
 from fox.errors import Failure, UserError
 from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.schema import without_descriptions
+from fox.train.trackers import FOLDER as TRACKERS
+from fox.train.trackers import NONE_WANTED, Wanted
 
 STEPS: dict[str, tuple[str, ...]] = {
     "tokenizer": ("tokenizer",),
@@ -31,7 +33,10 @@ STEPS: dict[str, tuple[str, ...]] = {
 }
 """The steps in their order, and the folders that each fills, the one to name first."""
 
-_OWN_CARE = "checkpoints"  # removed as newer ones come; each carries its own hashes
+_OWN_CARE = (
+    "checkpoints",
+    TRACKERS,
+)  # the ones are removed as newer come, and carry their own hashes; others write the other
 _FIELDS: dict[str, Any] = {"inputs": dict, "outputs": dict, "stamps": dict, "facts": dict, "seconds": (int, float)}
 
 
@@ -41,6 +46,7 @@ class Run:
 
     folder: Path
     loaded: LoadedRecipe
+    watchers: Wanted = NONE_WANTED
 
     @property
     def recipe(self) -> Recipe:
@@ -162,7 +168,7 @@ class Run:
     def _made_by(self, step: str) -> dict[str, Path]:
         files = sorted(path for name in STEPS[step] for path in (self.folder / name).rglob("*") if path.is_file())
         named = {str(path.relative_to(self.folder)): path for path in files}
-        return {name: path for name, path in named.items() if name.split("/")[1] != _OWN_CARE}
+        return {name: path for name, path in named.items() if name.split("/")[1] not in _OWN_CARE}
 
     def _check_outputs(self, step: str, manifest: dict[str, Any]) -> None:
         """Raise Failure where a file is not as it was made. One that has its size and time still is not hashed again."""

@@ -21,6 +21,11 @@ from fox.runs.steps import open_shards
 from fox.tokenizer import Tokenizer
 from fox.train.machine import resolve_precision
 
+AT_START = "start"
+AVERAGED = "base"
+"""The scores of late checkpoints' mean, beside those of the last stage's end; no stage may be called so."""
+"""What the results call the model that a recipe starts from."""
+
 
 def heldout_scores(run: Run, model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
     """Bits per byte of each source's held-out text, and over the assistant's words alone where a source is chats."""
@@ -58,8 +63,12 @@ def measure(run: Run, console: Console) -> dict[str, Any]:
     models = {"base": base}
     if recipe.tune:
         models["tuned"], _ = load_model(run.folder / "tuned")
-    scores = {stage: _scores_after(run.folder / "pretrain" / "heldout" / f"{stage}.json") for stage in recipe.stage}
-    scores["base"] = scores.pop(list(recipe.stage)[-1])
+    scored = [*([AT_START] if recipe.model.start_from is not None else []), *recipe.stage]
+    scores = {stage: _scores_after(run.folder / "pretrain" / "heldout" / f"{stage}.json") for stage in scored}
+    if recipe.train.average_checkpoints:
+        scores["base"] = _scores_after(run.folder / "pretrain" / "heldout" / f"{AVERAGED}.json")
+    else:
+        scores["base"] = scores.pop(list(recipe.stage)[-1])
     parts = 2 + (recipe.eval.reply_chats + 2 * len(recipe.eval.prompts) if recipe.tune else 0)
     with meter("eval", parts, "parts", console=console) as shown:
         if recipe.tune:

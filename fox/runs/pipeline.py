@@ -13,11 +13,19 @@ from fox.errors import UserError
 from fox.recipe import LoadedRecipe
 from fox.runs import steps
 from fox.runs.folder import STEPS, Run
+from fox.train.trackers import NONE_WANTED, Wanted
 
 _Step = tuple[Callable[[], steps.Inputs], Callable[[steps.Inputs], steps.Facts]]
 
 
-def do_steps(loaded: LoadedRecipe, folder: Path, wanted: Sequence[str], redo: str | None, console: Console) -> Run:
+def do_steps(
+    loaded: LoadedRecipe,
+    folder: Path,
+    wanted: Sequence[str],
+    redo: str | None,
+    console: Console,
+    watchers: Wanted = NONE_WANTED,
+) -> Run:
     """Do the `wanted` steps that are not done, in order, holding the run's folder; what `redo` and later steps made goes first.
 
     Raises UserError, with nothing removed, where `redo` is none of the wanted steps.
@@ -31,7 +39,7 @@ def do_steps(loaded: LoadedRecipe, folder: Path, wanted: Sequence[str], redo: st
         )
     with disk_failures(folder):
         _check_folder(folder)
-    run = Run(folder, loaded)
+    run = Run(folder, loaded, watchers)
     with locked(folder), disk_failures(folder):
         for step in _before(redo):
             run.check_inputs(step, steps.recipe_inputs(run.recipe, step))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -11,13 +12,19 @@ import fox
 from fox.artifacts import folder_made_whole, sha256_of, write_json
 from fox.data.corpus import shard_path, training_texts, write_shards
 from fox.data.inventory import Inventory, fingerprints, read_inventory, take_inventory
-from fox.errors import UserError
+from fox.errors import RecipeError, UserError
 from fox.formats.token_shards import Shard
-from fox.progress import meter
+from fox.progress import Meter, meter
 from fox.recipe import Recipe
+from fox.recipe.schema import MAY_CHANGE, Stage
+from fox.recipe.write import toml_page
 from fox.runs.folder import Run, flat, sections
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import check_template
+from fox.train.trackers import Trackers
+
+if TYPE_CHECKING:
+    from fox.train.team import Team
 
 Facts = dict[str, Any]
 Inputs = dict[str, Any]
@@ -39,6 +46,8 @@ def recipe_inputs(recipe: Recipe, step: str) -> Inputs:
         values["train"] = _how_to_train(recipe)
     if step == "pretrain":
         values["eval"] = {"heldout_tokens": recipe.eval.heldout_tokens}
+        if recipe.model.start_from is None:  # as runs of before there was such a key have it
+            del values["model"]["start_from"]
     return values
 
 
@@ -55,7 +64,11 @@ def source_inventory(run: Run) -> Inventory:
 
 def tokenizer_inputs(run: Run, inventory: Inventory) -> Inputs:
     inputs = {**recipe_inputs(run.recipe, "tokenizer"), "files": fingerprints(inventory)}
-    if run.recipe.tokenizer.path is not None:
+    if run.recipe.model.start_from is not None:
+        from fox.runs.start import files_of_start
+
+        inputs["tokenizer_files"] = files_of_start(run, tokenizer_only=True)
+    elif run.recipe.tokenizer.path is not None:
         inputs["tokenizer_files"] = _given_tokenizer(run.recipe.tokenizer.path)[1]
     return inputs
 
@@ -73,11 +86,17 @@ def _given_tokenizer(path: str) -> tuple[Path, dict[str, str]]:
 
 
 def make_tokenizer(run: Run, console: Console) -> Facts:
-    """Train the vocabulary, or take the one that the recipe names."""
+    """Train the vocabulary, or take the one that the recipe names, or that of the model which it starts from."""
     from fox.tokenizer.train import train_tokenizer
 
     recipe, wanted = run.recipe, run.recipe.tokenizer
-    if wanted.path is not None:
+    if recipe.model.start_from is not None:
+        from fox.runs.start import open_start
+
+        tokenizer = open_start(run).tokenizer
+        if recipe.tune:
+            check_template(tokenizer)
+    elif wanted.path is not None:
         tokenizer = Tokenizer.load(_given_tokenizer(wanted.path)[0])
         check_vocabulary(tokenizer, wanted.vocab_size)
         if any(source.kind == "chat" for source in recipe.source.values()):
@@ -131,34 +150,56 @@ def open_shards(run: Run, split: str, vocab_size: int) -> dict[str, Shard]:
 
 
 def pretrain_inputs(run: Run) -> Inputs:
-    return {
+    inputs = {
         **recipe_inputs(run.recipe, "pretrain"),
         "tokenizer": run.needs("tokenizer")["outputs"],
         "data": run.needs("data")["outputs"],
     }
+    if run.recipe.model.start_from is not None:
+        from fox.runs.start import files_of_start
+
+        inputs["base_model"] = files_of_start(run)
+    return inputs
 
 
 def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
-    """Train the base model through the curriculum, scoring held-out text after each stage."""
+    """Train the base model through the curriculum, scoring held-out text after each stage, and before where it is not new."""
     from fox.model.directory import save_model
-    from fox.runs.measure import heldout_scores
+    from fox.runs.measure import AT_START, AVERAGED, heldout_scores
+    from fox.runs.start import base_model_facts, open_start, trainable
+    from fox.train.averaging import average_checkpoints, averaged_steps
     from fox.train.stages import new_model, pretrain, total_tokens
 
     recipe = run.recipe
     tokenizer = Tokenizer.load(run.folder / "tokenizer")
-    model = new_model(recipe, tokenizer.vocab_size)
+    check_memory(recipe, {f"stage.{name}": stage for name, stage in recipe.stage.items()}, tokenizer.vocab_size)
+    start = open_start(run) if recipe.model.start_from is not None else None
+    model = trainable(start) if start else new_model(recipe, tokenizer.vocab_size)
     folder = run.folder / "pretrain"
     folder.mkdir(parents=True, exist_ok=True)
 
     def after_stage(stage: str, trained: Any) -> None:
-        console.print(f"[dim]scoring held-out text after stage {stage}[/dim]")
+        when = {AT_START: "before training", AVERAGED: "with averaged weights"}.get(stage, f"after stage {stage}")
+        console.print(f"[dim]scoring held-out text {when}[/dim]")
         write_json(folder / "heldout" / f"{stage}.json", heldout_scores(run, trained, tokenizer))
 
     shards = open_shards(run, "train", tokenizer.vocab_size)
-    with meter("pretrain", total_tokens(recipe.stage), "tokens", console=console) as shown:
-        outcome = pretrain(recipe, model, shards, folder, flat(inputs), shown, after_stage)
-    save_model(run.folder / "model", model, tokenizer)
-    return _training_facts(recipe, model, vars(outcome))
+    packed = _pack(recipe, recipe.stage, shards, folder, console)
+    if start:
+        tokenizer.stop_ids |= start.tokenizer.stop_ids
+        if not ((folder / "checkpoints").exists() and (folder / "heldout" / f"{AT_START}.json").exists()):
+            after_stage(AT_START, model)
+    team = followed("pretrain", inputs, tokenizer.vocab_size)
+    tokens = total_tokens(recipe.stage)
+    with _watched(run, folder) as watch, meter("pretrain", tokens, "tokens", console=console) as shown:
+        outcome = pretrain(recipe, model, shards, folder, flat(inputs), shown, after_stage, team, watch.on_row)
+    if recipe.train.average_checkpoints:
+        average_checkpoints(folder / "checkpoints", averaged_steps(recipe.stage.values(), recipe.train), model)
+        model.eval()
+        after_stage(AVERAGED, model)
+    save_model(run.folder / "model", model, tokenizer, advised=start.generation if start else None)
+    facts = {**_training_facts(recipe, model, vars(outcome)), **packed}
+    return {**facts, "base_model": base_model_facts(run, start)} if start else facts
 
 
 def tune_inputs(run: Run) -> Inputs:
@@ -171,19 +212,62 @@ def tune_inputs(run: Run) -> Inputs:
 
 def make_tune(run: Run, inputs: Inputs, console: Console) -> Facts:
     """Tune the base model on chats."""
-    from fox.model.directory import load_model, save_model
+    from fox.model.directory import save_model
+    from fox.model.stored import open_model
     from fox.train.stages import total_tokens, tune
 
     recipe = run.recipe
     assert recipe.tune
-    model, tokenizer = load_model(run.folder / "model")
+    base = open_model(run.folder / "model")
+    check_memory(recipe, {"tune": recipe.tune}, base.tokenizer.vocab_size)
+    model, tokenizer = base.load(), base.tokenizer
     shards = open_shards(run, "train", tokenizer.vocab_size)
     folder = run.folder / "tune"
     folder.mkdir(parents=True, exist_ok=True)
-    with meter("tune", total_tokens({"tune": recipe.tune}), "tokens", console=console) as shown:
-        outcome = tune(recipe, model, shards, folder, flat(inputs), shown, after_stage=lambda *_: None)
-    save_model(run.folder / "tuned", model, tokenizer)
-    return _training_facts(recipe, model, vars(outcome))
+    packed = _pack(recipe, {"tune": recipe.tune}, shards, folder, console)
+    team = followed("tune", inputs, tokenizer.vocab_size)
+    tokens = total_tokens({"tune": recipe.tune})
+    with _watched(run, folder) as watch, meter("tune", tokens, "tokens", console=console) as shown:
+        outcome = tune(recipe, model, shards, folder, flat(inputs), shown, lambda *_: None, team, watch.on_row)
+    save_model(run.folder / "tuned", model, tokenizer, advised=base.generation)
+    return {**_training_facts(recipe, model, vars(outcome)), **packed}
+
+
+def _watched(run: Run, folder: Path) -> Trackers:
+    """Whoever else watches the training in `folder`. They see the resolved recipe."""
+    page = run.recipe.model_dump(mode="json")
+    return Trackers(run.watchers, folder, f"{run.recipe.name}-{folder.name}", page, toml_page(page))
+
+
+def _pack(recipe: Recipe, stages: dict[str, Any], shards: dict[str, Shard], folder: Path, console: Console) -> Facts:
+    """Pack the documents into chunks, where that is not done; what is told of it."""
+    from fox.train.stages import pack
+
+    with meter("pack", None, "tokens", console=console) as shown:
+        packed = pack(recipe, stages, shards, folder, shown)[1]
+    lanes = [{key: value for key, value in lane.items() if key not in ("sha256", "parts")} for lane in packed.facts]
+    return {"packing": lanes, "epochs": packed.epochs}
+
+
+def followed(step: str, inputs: Inputs, vocab_size: int) -> Team:
+    """The team that trains, after all the others of it were told to do this step, too (`follow`)."""
+    from fox.train.team import current_team
+
+    team = current_team()
+    team.from_leader(lambda: {"step": step, "inputs": flat(inputs), "vocab_size": vocab_size})
+    return team
+
+
+def follow(run: Run, team: Team) -> None:
+    """What every rank but the leader does: train whenever the leader does, until that has nothing more to do. It writes nothing but
+    its part of each checkpoint."""
+    from fox.train.stages import pretrain, tune
+
+    while (told := team.from_leader(lambda: None)) is not None:
+        step, silent = told["step"], Meter(told["step"], None, "tokens")
+        train = {"pretrain": pretrain, "tune": tune}[step]
+        shards = open_shards(run, "train", told["vocab_size"])
+        train(run.recipe, None, shards, run.folder / step, told["inputs"], silent, lambda *_: None, team)
 
 
 def eval_inputs(run: Run) -> Inputs:
@@ -224,23 +308,43 @@ def make_report(run: Run, console: Console) -> Facts:
     return {"page": str(write_report(run.folder).relative_to(run.folder))}
 
 
+def check_memory(recipe: Recipe, stages: dict[str, Stage], vocab_size: int) -> None:
+    """Raise RecipeError where one process would not have the memory for a step of these stages, by estimate, before it begins."""
+    from fox.plan.fits import too_little_memory
+    from fox.train.machine import device, free_memory_bytes, resolve_precision
+
+    free = free_memory_bytes()
+    if free is None or device().type != "cpu" or "WORLD_SIZE" in os.environ:  # ranks share the state; fox plan tells
+        return
+    bf16 = resolve_precision("auto") == "bf16"
+    problems = [
+        problem
+        for key, stage in stages.items()
+        for problem in too_little_memory(recipe, key, stage, vocab_size, free, bf16)
+    ]
+    if problems:
+        raise RecipeError(problems)
+
+
 def _below(folder: str, outputs: dict[str, str]) -> dict[str, str]:
     """Of the files that a step made, those in one folder: a later step's inputs are what it reads, and no more."""
     return {name: digest for name, digest in outputs.items() if name.startswith(f"{folder}/")}
 
 
 def _how_to_train(recipe: Recipe) -> dict[str, Any]:
-    """[train] without what may change while a run goes on: when it is saved, and how much of that is kept."""
-    return recipe.train.model_dump(exclude={"checkpoint_every_steps", "keep_checkpoints"})
+    """[train] without what may change while a run goes on."""
+    return recipe.train.model_dump(exclude=set(MAY_CHANGE))
 
 
 def _training_facts(recipe: Recipe, model: Any, outcome: dict[str, Any]) -> Facts:
     from fox.train.machine import losses_depend_on, processor, resolve_precision
+    from fox.train.team import current_team
 
     return {
         "parameters": model.num_parameters(),
         **outcome,
         "precision": resolve_precision(recipe.train.precision),
+        "ranks": current_team().size,
         "cpu": processor(),
         **losses_depend_on(),
     }

@@ -1,21 +1,22 @@
-"""From windows of a stream to what a forward pass takes: tokens, targets and the documents' borders.
+"""From chunks to what a forward pass takes: tokens, targets and the documents' borders.
 
 B rows, L tokens a row
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fox.formats.token_shards import Shard
 from fox.model.loss import IGNORED
-from fox.train.curriculum import Window, key_of, random_numbers
+from fox.train.curriculum import Row
+from fox.train.packing import Packing
+
+_PADDING = 0  # any id: no token sees it, and nothing is learnt from it
 
 
 @dataclass(frozen=True)
@@ -32,62 +33,38 @@ class Batch:
         return int((self.target_BL != IGNORED).sum())
 
 
-class Stream:
-    """A source's documents, one after the other for ever, in a new order each epoch."""
+def make_batch(rows: Sequence[Row], packing: Packing, learn_marked_only: bool) -> Batch:
+    """Rows of chunks as tensors. A target is the next token of the same document, or IGNORED.
 
-    def __init__(self, name: str, shard: Shard, seed: int) -> None:
-        self.name, self.shard, self.seed = name, shard, seed
-        self.epoch_tokens = len(shard.tokens)
-        self._order_of = lru_cache(maxsize=2)(self._order)
-
-    def read(self, start: int, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """`length` tokens from `start` on: their ids, the number of the document each is of (rising), and whether it is learnt from."""
-        ids = np.empty(length, dtype=np.int64)
-        numbers = np.empty(length, dtype=np.int64)
-        learnt = np.ones(length, dtype=np.bool_)
-        done = 0
-        while done < length:
-            epoch, place = divmod(start + done, self.epoch_tokens)
-            documents, ends = self._order_of(epoch)
-            at = int(np.searchsorted(ends, place, side="right"))
-            _, last = self.shard.span(int(documents[at]))
-            begin = last - (int(ends[at]) - place)
-            count = min(last - begin, length - done)
-            part = slice(done, done + count)
-            ids[part] = self.shard.tokens[begin : begin + count]
-            numbers[part] = epoch * len(self.shard) + at
-            if self.shard.is_learnt is not None:
-                learnt[part] = self.shard.is_learnt[begin : begin + count]
-            done += count
-        return ids, numbers, learnt
-
-    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The documents of an epoch in order, and where each ends in it."""
-        documents = random_numbers(key_of(self.seed, self.name, str(epoch)), len(self.shard)).argsort(kind="stable")
-        lengths = np.diff(self.shard.ends, prepend=0)
-        return documents, np.cumsum(lengths[documents])
-
-
-def make_batch(rows: Sequence[Sequence[Window]], streams: Mapping[str, Stream], learn_marked_only: bool) -> Batch:
-    """Rows of windows as tensors. A target is the next token of the same document, or IGNORED; no token is padding.
-
-    With `learn_marked_only`, targets are those that the shard marks (the assistant's), as in tuning.
+    That holds at a cut, too: the target of a piece's last token is the first of the next piece. What room is left in a chunk
+    is padded, in a segment of its own, with IGNORED targets. With `learn_marked_only`, targets are those that the shard marks
+    (the assistant's), as in tuning.
     """
-    row_length = sum(window.length for window in rows[0])
-    tokens = np.empty((len(rows), row_length), dtype=np.int64)
-    targets = np.empty_like(tokens)
+    row_length = sum(chunk.lane.length for chunk in rows[0])
+    tokens = np.full((len(rows), row_length), _PADDING, dtype=np.int64)
+    targets = np.full_like(tokens, IGNORED)
     segments = np.empty_like(tokens)
-    for row, windows in enumerate(rows):
+    for row, chunks in enumerate(rows):
         place = segment = 0
-        for window in windows:
-            ids, numbers, learnt = streams[window.source].read(window.start, window.length + 1)
-            part = slice(place, place + window.length)
-            is_target = numbers[1:] == numbers[:-1]
-            if learn_marked_only:
-                is_target &= learnt[1:]
-            tokens[row, part] = ids[:-1]
-            targets[row, part] = np.where(is_target, ids[1:], IGNORED)
-            segments[row, part] = segment + numbers[:-1] - numbers[0]
-            place += window.length
-            segment = int(segments[row, place - 1]) + 1
+        for chunk in chunks:
+            shard = packing.shards[chunk.lane.source]
+            starts, lengths = packing.pieces(chunk)
+            ends = starts + lengths
+            document_ends = shard.ends[np.searchsorted(shard.ends, starts, side="right")]
+            chunk_end = place + chunk.lane.length
+            for start, end, document_end in zip(starts.tolist(), ends.tolist(), document_ends.tolist(), strict=True):
+                length = end - start
+                last = min(end + 1, document_end)
+                tokens[row, place : place + length] = shard.tokens[start:end]
+                following = shard.tokens[start + 1 : last]
+                targets[row, place : place + len(following)] = following
+                if learn_marked_only and shard.is_learnt is not None:
+                    is_learnt = shard.is_learnt[start + 1 : last]
+                    targets[row, place : place + len(following)][~is_learnt] = IGNORED
+                segments[row, place : place + length] = segment
+                place += length
+                segment += 1
+            segments[row, place:chunk_end] = segment
+            place = chunk_end
+            segment += 1
     return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), torch.from_numpy(segments))

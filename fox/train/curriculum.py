@@ -1,51 +1,77 @@
-"""Which tokens are trained on at which step: a pure function of the recipe, the seed, the shards' sizes and the step.
+"""Which rows are trained on at which step: a pure function of the recipe, the seed, the sizes of the shards, the step and the
+record of changed mixtures that the checkpoint carries.
 
-A stage is a sequence of rows. Each row belongs to one source; the rows of a source are spread evenly, so that every step
-has the stage's mixture. A row is cut into chunks of its source's length, each a window of that source's endless stream
-(its documents in a new order every epoch, one after the other). Every stage takes up each stream where the last one left
-it, and inside a stage, windows come in shuffled order, but no epoch begins before the last one has ended: nothing is seen
-twice before everything was seen once (but for the one window that lies across the seam of two epochs).
+A stage is a sequence of rows, and a row is a number of chunks of one *lane*: a source at one chunk length. The rows of each
+lane are spread evenly, so that every step has the stage's mixture, and over the stage each lane has its share to the row.
+Which documents are in the n-th chunk of a lane is for `packing` to say.
 
-Nothing here depends on what ran before: any step can be asked for at any time, which is what makes resuming exact.
+Nothing here depends on what ran before or on who asks: any step can be asked for at any time, by any number of workers, and
+a worker's part of a step is a slice of its rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fox.errors import UserError
 from fox.recipe.schema import Recipe, Stage, Tune
+from fox.train.shuffle import key_of, random_numbers
+
+Event = Mapping[str, Any]
+"""An entry of the run's record. Those of a changed mixture are `{"event": "mix", "step": n, "stage": name, "mix": {source: share}}`:
+from step n of the run on (counted from 1, as in metrics.jsonl) its stage has these shares, which sum to 1."""
 
 _PERIOD_ROWS = 1000
-"""In every so many rows each source has its exact share, to 1/1000."""
+"""Lanes are interleaved so many rows at a time; in stages of more than a million rows, a thousandth of the stage."""
 
 
-@dataclass(frozen=True)
-class Window:
-    """A chunk to train on: `length` tokens of the stream of `source`, from `start` on, and the token after them as a target."""
+@dataclass(frozen=True, order=True)
+class Lane:
+    """A source at one chunk length, in tokens."""
 
     source: str
-    start: int
     length: int
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """The `number`-th chunk (from 0) that a stage takes of a lane."""
+
+    stage: str
+    lane: Lane
+    number: int
+
+
+Row = Sequence[Chunk]
+"""Chunks of one lane that together have the stage's row length."""
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """The lanes' shares from `first_row` of a stage on, and how many rows each lane had given before."""
+
+    first_row: int
+    shares: tuple[float, ...]
+    given: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class StageOrder:
-    """The order of one stage's data. `shares` sum to 1; `starts` say where in its stream, which comes round after
-    `epoch_tokens`, each source takes up."""
+    """The order of one stage's rows. `shares` of its lanes sum to 1; `first_step` (from 0) is its place in the run."""
 
     name: str
     stage: Stage
     seed: int
-    shares: Mapping[str, float]
-    chunk_lengths: Mapping[str, int]
-    starts: Mapping[str, int]
-    epoch_tokens: Mapping[str, int]
+    first_step: int
+    shares: Mapping[Lane, float]
+    changes: tuple[_Mixture, ...] = ()
 
     @property
     def recipe_key(self) -> str:
@@ -53,116 +79,162 @@ class StageOrder:
         return "tune" if isinstance(self.stage, Tune) else f"stage.{self.name}"
 
     @property
-    def rows_a_step(self) -> int:
-        return self.stage.batch_tokens // self.stage.row_length
+    def steps(self) -> int:
+        return self.stage.steps
+
+    @property
+    def lanes(self) -> tuple[Lane, ...]:
+        return tuple(self.shares)
 
     @property
     def num_rows(self) -> int:
-        return self.stage.steps * self.rows_a_step
+        return self._row_of_step(self.steps)
 
-    def rows_of_step(self, step: int) -> list[list[Window]]:
-        """The rows of the stage's `step` (from 0), each as its windows, in order."""
-        first = step * self.rows_a_step
-        return [self._row(row) for row in range(first, first + self.rows_a_step)]
+    def batch_tokens_of(self, step: int) -> int:
+        """Tokens of the stage's `step` (from 0), padding included."""
+        return self.stage.batch_tokens_of(step)
 
-    def tokens_of(self, source: str) -> int:
-        """How many tokens of a source's stream the whole stage takes."""
-        return self._rows_before(self.num_rows, source) * self.stage.row_length
+    def tokens_before(self, step: int) -> int:
+        """Tokens of the stage's steps before `step` (from 0)."""
+        return self.stage.tokens_before(step)
 
-    def _row(self, row: int) -> list[Window]:
-        period, place = divmod(row, self._period)
-        source = self._pattern(period)[place]
-        number = self._rows_before(row, source)
-        length = self.chunk_lengths[source]
-        chunks = self.stage.row_length // length
-        return [self._window(source, number * chunks + chunk, length) for chunk in range(chunks)]
+    def rows_of_step(self, step: int) -> list[Row]:
+        """All rows of the stage's `step` (from 0). A rank takes a slice of them."""
+        return [self._row(row) for row in range(self._row_of_step(step), self._row_of_step(step + 1))]
 
-    def _window(self, source: str, number: int, length: int) -> Window:
-        """The `number`-th window of a source: it changes places with those that begin in the same epoch."""
-        start, epoch_tokens = self.starts[source], self.epoch_tokens[source]
-        epoch = (start + number * length) // epoch_tokens
-        first, end = (max(0, -((start - border * epoch_tokens) // length)) for border in (epoch, epoch + 1))
-        end = min(end, self.tokens_of(source) // length)
-        place = first + shuffled(number - first, end - first, key_of(self.seed, self.name, source, str(epoch)))
-        return Window(source, start + place * length, length)
+    def rows_of(self, lane: Lane) -> int:
+        """How many rows the whole stage takes of a lane."""
+        return self._rows_before(self.num_rows)[self.lanes.index(lane)]
+
+    def chunks_of(self, lane: Lane) -> int:
+        """How many chunks the whole stage takes of a lane."""
+        return self.rows_of(lane) * (self.stage.row_length // lane.length)
+
+    def mix_at(self, step: int) -> dict[str, float]:
+        """Each source's share of the tokens at the stage's `step` (from 0)."""
+        mixture = self._mixtures[self._place_in_mixtures(self._row_of_step(step))]
+        return _by_source(self.lanes, mixture.shares)
+
+    def after(self, events: Iterable[Event]) -> StageOrder:
+        """This order with the mixtures that were changed in its stage. Other events of the record change no row."""
+        order = self
+        for event in events:
+            if event["event"] == "mix" and event["stage"] == self.name:
+                order = order._with_mix(event["step"] - 1 - self.first_step, event["mix"])
+        return order
+
+    def _with_mix(self, step: int, mix: Mapping[str, float]) -> StageOrder:
+        row = self._row_of_step(step)
+        at_first = _by_source(self.lanes, tuple(self.shares.values()))
+        shares = tuple(mix[lane.source] * share / at_first[lane.source] for lane, share in self.shares.items())
+        change = _Mixture(row, shares, self._rows_before(row))
+        return replace(self, changes=(*self.changes, change))
 
     @property
-    def _period(self) -> int:
-        return min(_PERIOD_ROWS, self.num_rows)
+    def _mixtures(self) -> tuple[_Mixture, ...]:
+        return (_Mixture(0, tuple(self.shares.values()), (0,) * len(self.shares)), *self.changes)
 
-    def _quota(self) -> dict[str, int]:
-        """Rows of each source in a period, by largest remainder."""
-        exact = {source: share * self._period for source, share in self.shares.items()}
-        quota = {source: int(rows) for source, rows in exact.items()}
-        left = self._period - sum(quota.values())
-        for source in sorted(exact, key=lambda s: (quota[s] - exact[s], s))[:left]:
-            quota[source] += 1
-        return quota
+    def _place_in_mixtures(self, row: int) -> int:
+        return bisect_right(self.changes, row, key=lambda change: change.first_row)
 
-    def _pattern(self, period: int) -> tuple[str, ...]:
-        return _interleaved(tuple(sorted(self._quota().items())), key_of(self.seed, self.name, str(period)))
+    def _row_of_step(self, step: int) -> int:
+        return self.stage.tokens_before(step) // self.stage.row_length
 
-    def _rows_before(self, row: int, source: str) -> int:
-        period, place = divmod(row, self._period)
-        begun = self._pattern(period)[:place].count(source) if place else 0
-        return period * self._quota()[source] + begun
+    def _row(self, row: int) -> Row:
+        at, number = self._lane_of(row)
+        lane = self.lanes[at]
+        chunks = self.stage.row_length // lane.length
+        return [Chunk(self.name, lane, number * chunks + chunk) for chunk in range(chunks)]
+
+    def _lane_of(self, row: int) -> tuple[int, int]:
+        """Of which lane a row is, and how many of that lane's come before it."""
+        mixture, before, lanes, numbers, place = self._period_of(row)
+        at = int(lanes[place])
+        return at, mixture.given[at] + before[at] + int(numbers[place])
+
+    def _rows_before(self, row: int) -> tuple[int, ...]:
+        """How many rows of each lane come before `row`."""
+        if row == 0:
+            return (0,) * len(self.shares)
+        at, number = self._lane_of(row - 1)
+        mixture, before, lanes, _, place = self._period_of(row - 1)
+        counts = np.bincount(lanes[: place + 1], minlength=len(self.shares))
+        assert mixture.given[at] + before[at] + counts[at] == number + 1
+        return tuple(
+            given + whole + int(count) for given, whole, count in zip(mixture.given, before, counts, strict=True)
+        )
+
+    def _period_of(
+        self, row: int
+    ) -> tuple[_Mixture, tuple[int, ...], npt.NDArray[np.integer], npt.NDArray[np.integer], int]:
+        """The mixture that a row has, the lanes' rows in it before the row's period, the period's pattern, and the row's place."""
+        which = self._place_in_mixtures(row)
+        mixture = self._mixtures[which]
+        rows = self.num_rows - mixture.first_row
+        period_rows = max(_PERIOD_ROWS, -(-rows // 1000))
+        period, place = divmod(row - mixture.first_row, period_rows)
+        given = _given_by_period(mixture.shares, rows, period_rows)
+        quota = tuple(after - before for before, after in zip(given[period], given[period + 1], strict=True))
+        lanes, numbers = _interleaved(quota, key_of(self.seed, self.name, str(which), str(period)))
+        return mixture, given[period], lanes, numbers, place
 
 
 def curriculum(recipe: Recipe, stages: Mapping[str, Stage], train_tokens: Mapping[str, int]) -> list[StageOrder]:
     """The order of every stage, one after the other. `train_tokens` has the tokens of each source's training shard.
 
-    Raises UserError where a source's share is too small to get a single row.
+    Raises UserError where a source's share, or a chunk length's, is too small to get a single row.
     """
-    starts = dict.fromkeys(recipe.source, 0)
-    orders = []
+    orders: list[StageOrder] = []
     for name, stage in stages.items():
-        shares, lengths = _shares(recipe, stage, train_tokens)
-        order = StageOrder(name, stage, recipe.seed, shares, lengths, dict(starts), train_tokens)
-        for source, share in shares.items():
-            taken = order.tokens_of(source)
-            if not taken:
-                raise UserError(
-                    f"{order.recipe_key}.mix",
-                    {source: round(share, 6)},
-                    problem=f"is too small a share for one row in {order._period}",
-                    mend=f"Give it a weight of its own, -o {order.recipe_key}.mix.{source}=0.1, or leave the source out.",
-                )
-            starts[source] += taken
+        first_step = orders[-1].first_step + orders[-1].steps if orders else 0
+        order = StageOrder(name, stage, recipe.seed, first_step, _shares(recipe, stage, train_tokens))
+        for lane, share in order.shares.items():
+            if not order.rows_of(lane):
+                raise _too_small(order, lane, share)
         orders.append(order)
     return orders
 
 
-def shuffled(index: int, size: int, key: int) -> int:
-    """Where `index` goes in a shuffle of range(size): a bijection that needs no table, by a Feistel network with cycle walking.
+def told(rows: Iterable[Row], row_length: int) -> dict[str, dict[str, float]]:
+    """What metrics.jsonl says of a step's rows: `mix`, the tokens of each source, and `chunk_length`, their mean chunk's."""
+    tokens: dict[str, int] = {}
+    by_length: dict[str, float] = {}
+    for row in rows:
+        lane = row[0].lane
+        tokens[lane.source] = tokens.get(lane.source, 0) + row_length
+        by_length[lane.source] = by_length.get(lane.source, 0.0) + row_length * lane.length
+    mean = {source: by_length[source] / tokens[source] for source in tokens}
+    lengths: dict[str, float] = {
+        source: int(length) if length == int(length) else length for source, length in mean.items()
+    }
+    return {"mix": {**tokens}, "chunk_length": lengths}
 
-    (Black and Rogaway, "Ciphers with arbitrary finite domains", CT-RSA 2002.) Not for secrets: only for order.
-    """
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    mask = (1 << half_bits) - 1
-    while True:
-        left, right = index >> half_bits, index & mask
-        for turn in range(4):
-            left, right = right, left ^ (_mixed(right ^ _mixed(key + turn)) & mask)
-        index = left << half_bits | right
-        if index < size:
-            return index
+
+def _too_small(order: StageOrder, lane: Lane, share: float) -> UserError:
+    alone = sum(other.source == lane.source for other in order.shares) == 1
+    key = f"{order.recipe_key}.{'mix' if alone else 'chunk_length'}"
+    part: dict[str, float] = {lane.source if alone else str(lane.length): round(share, 6)}
+    mend = f"Give it a weight of its own, -o {key}.{lane.source}=0.1, or leave the source out."
+    if not alone:
+        mend = f"Give that length of {lane.source} more, or leave it out; or give the stage more tokens."
+    return UserError(key, part, problem=f"is too small a share for one row in {order.num_rows}", mend=mend)
 
 
-def _shares(recipe: Recipe, stage: Stage, train_tokens: Mapping[str, int]) -> tuple[dict[str, float], dict[str, int]]:
-    """Each source's share of the rows and its chunk length; a kind's weight is divided by its sources' tokens."""
+def _shares(recipe: Recipe, stage: Stage, train_tokens: Mapping[str, int]) -> dict[Lane, float]:
+    """Each lane's share of the rows; a kind's weight is divided by its sources' tokens."""
     total = sum(stage.mix.values())
-    period = min(_PERIOD_ROWS, stage.steps * stage.batch_tokens // stage.row_length)
-    shares: dict[str, float] = {}
-    lengths: dict[str, int] = {}
+    rows = stage.total_tokens // stage.row_length
+    shares: dict[Lane, float] = {}
     for key, weight in stage.mix.items():
         sources = recipe.sources_of(key, stage.mix)
         tokens = sum(train_tokens[source] for source in sources)
         parts = {source: train_tokens[source] / tokens for source in sources}
-        one_row = total / weight / period
-        for source, part in _at_least(parts, one_row).items():
-            shares[source] = weight / total * part
-            lengths[source] = stage.chunk_length[key] if isinstance(stage.chunk_length, dict) else stage.chunk_length
-    return shares, lengths
+        lengths = stage.lengths_of(key)
+        least = total / weight / rows / min(lengths.values())  # a row for each of its lanes
+        for source, part in _at_least(parts, least).items():
+            for length, of_length in lengths.items():
+                shares[Lane(source, length)] = weight / total * part * of_length
+    return shares
 
 
 def _at_least(parts: dict[str, float], least: float) -> dict[str, float]:
@@ -177,39 +249,47 @@ def _at_least(parts: dict[str, float], least: float) -> dict[str, float]:
     return {name: least if name in small else part * left for name, part in parts.items()}
 
 
+def _by_source(lanes: Sequence[Lane], shares: Sequence[float]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for lane, share in zip(lanes, shares, strict=True):
+        total[lane.source] = total.get(lane.source, 0.0) + share
+    return total
+
+
 @lru_cache(maxsize=64)
-def _interleaved(quota: Sequence[tuple[str, int]], key: int) -> tuple[str, ...]:
-    """A period's rows: each source's are evenly spaced, from a random offset of its own."""
+def _given_by_period(shares: tuple[float, ...], rows: int, period_rows: int) -> tuple[tuple[int, ...], ...]:
+    """How many rows each lane has given before each period, and at the end: its share of them, to the row."""
+    return tuple(_given(shares, rows, period_rows))
+
+
+def _given(shares: tuple[float, ...], rows: int, period_rows: int) -> Iterator[tuple[int, ...]]:
+    given = [0] * len(shares)
+    yield tuple(given)
+    for first in range(0, rows, period_rows):
+        end = min(rows, first + period_rows)
+        wanted = [share * end - before for share, before in zip(shares, given, strict=True)]
+        quota = [max(0, int(rows_wanted)) for rows_wanted in wanted]
+        while (left := end - first - sum(quota)) != 0:  # largest remainder first, smallest last
+            by_remainder = sorted(range(len(quota)), key=lambda lane: (quota[lane] - wanted[lane], lane))
+            if left < 0:
+                quota[next(lane for lane in reversed(by_remainder) if quota[lane])] -= 1
+            else:
+                quota[by_remainder[0]] += 1
+        given = [before + now for before, now in zip(given, quota, strict=True)]
+        yield tuple(given)
+
+
+@lru_cache(maxsize=16)
+def _interleaved(quota: tuple[int, ...], key: int) -> tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]:
+    """A period's rows: of which lane each is, and how many of the lane's come before it in the period.
+
+    Each lane's are evenly spaced, from a random offset of its own.
+    """
     offsets = random_numbers(key, len(quota)) / 2.0**64
     places = np.concatenate(
-        [(np.arange(rows) + offset) / max(1, rows) for (_, rows), offset in zip(quota, offsets, strict=True)]
+        [(np.arange(rows) + offset) / max(1, rows) for rows, offset in zip(quota, offsets, strict=True)]
     )
-    names = [source for source, rows in quota for _ in range(rows)]
-    return tuple(names[place] for place in np.argsort(places, kind="stable"))
-
-
-def key_of(seed: int, *names: str) -> int:
-    """A number to seed randomness with, of its own for each seed and names."""
-    key = _mixed(seed)
-    for name in names:
-        for byte in name.encode():
-            key = _mixed(key ^ byte)
-        key = _mixed(key ^ 0x100)
-    return key
-
-
-def random_numbers(key: int, count: int) -> npt.NDArray[np.uint64]:
-    """`count` numbers below 2^64 that depend on `key` alone, not on a library's version: SplitMix64's sequence."""
-    with np.errstate(over="ignore"):
-        value = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        value = (value ^ value >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-        value = (value ^ value >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return value ^ value >> np.uint64(31)
-
-
-def _mixed(value: int) -> int:
-    """SplitMix64's finaliser: every bit of the result depends on every bit of the value."""
-    value = (value + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
-    value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
-    return value ^ value >> 31
+    order = np.argsort(places, kind="stable")
+    lanes = np.repeat(np.arange(len(quota)), quota)[order]
+    numbers = np.concatenate([np.arange(rows) for rows in quota])[order]
+    return lanes, numbers

@@ -6,33 +6,54 @@ goes on from a checkpoint gives the losses of one that never stopped, bit for bi
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fox.artifacts import disk_failures, write_atomically
-from fox.errors import Failure, UserError
+from fox.errors import UserError
 from fox.model import Transformer
-from fox.model.loss import summed_loss
 from fox.progress import Meter
 from fox.recipe.schema import Optimizer, Schedule, Train
-from fox.train.batches import Batch, Stream, make_batch
-from fox.train.checkpoint import Identity, load_checkpoint, save_checkpoint
-from fox.train.curriculum import StageOrder
+from fox.train.allocator import keep_freed_memory
+from fox.train.batches import make_batch
+from fox.train.checkpoint import Checkpoints, Identity, Progress
+from fox.train.compilation import compile_blocks
+from fox.train.curriculum import StageOrder, told
+from fox.train.distributed import (
+    TrainingModel,
+    clip_gradients,
+    gather,
+    groups_of_one_mesh,
+    spread,
+    sum_gradients_now,
+    summed_pass,
+)
+from fox.train.events import Event, read_events, write_events
+from fox.train.gauges import Gauges, LossBySource
 from fox.train.machine import device, peak_memory_bytes, resolve_precision
+from fox.train.metrics import Metrics
+from fox.train.narrow_weights import narrow_matrices
 from fox.train.optimizer import make_optimizer
+from fox.train.packing import Packing
 from fox.train.schedule import learning_rate_fraction
+from fox.train.stop import StopSignals
+from fox.train.team import ALONE, Team
+from fox.train.trouble import Verdict, Watch, newest_rows, passed_over, roll_back_event, skip_event, undone_by
 
 AfterStage = Callable[[str, Transformer], None]
 """Called once a stage has ended, with its name and the model as it is then. Whatever it does must survive being done twice."""
+
+OnRow = Callable[[dict[str, Any]], None]
+"""Called with each row of metrics.jsonl, once it is written."""
+
+
+def nobody(row: dict[str, Any]) -> None:
+    """Nobody else wants the row."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +62,18 @@ class Job:
 
     folder: Path
     orders: Sequence[StageOrder]
-    streams: Mapping[str, Stream]
+    packing: Packing
     optimizer: Optimizer
     schedule: Schedule
     train: Train
     identity: Identity
     learn_marked_only: bool
+    team: Team = ALONE
+    seed: int = 0
+    """Of what optimisers draw: train.precision = bf16-weights rounds by chance."""
+    needed_steps: Collection[int] = ()
+    """Of these steps checkpoints stay to the end."""
+    on_row: OnRow = nobody
 
 
 @dataclass(frozen=True)
@@ -74,69 +101,119 @@ class _Step:
         return self.in_stage == self.order.stage.steps - 1
 
 
-def train(model: Transformer, job: Job, meter: Meter, after_stage: AfterStage) -> Outcome:
-    """Train `model` in place through all stages, from the newest checkpoint on where there is one."""
+def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterStage) -> Outcome:
+    """Train `model` in place through all stages, from the latest checkpoint on where there is one.
+
+    On many ranks, the leader alone has a `model`, and it has the whole weights whenever
+    `after_stage` is called (by it alone) and at the end.
+    Raises Stopped after SIGTERM and KeyboardInterrupt after SIGINT, with a checkpoint of the step that was under way.
+    """
+    keep_freed_memory()
+    team = job.team
     steps = _all_steps(job.orders)
-    model.to(device())
     total_tokens = steps[-1].tokens_seen
-    optimizer = make_optimizer(model, job.optimizer)
-    checkpoints = job.folder / "checkpoints"
-    done, seconds = load_checkpoint(checkpoints, model, optimizer, job.identity)
-    metrics = _Metrics(job.folder / "metrics.jsonl", done)
-    if done:
-        meter.start = meter.done = steps[done - 1].tokens_seen
-        if steps[done - 1].ends_stage:  # killed between the stage's last checkpoint and the end of what follows it
-            _after(after_stage, steps[done - 1].order, model)
-    if job.train.compile:
-        _compile_blocks(model)
     precision = resolve_precision(job.train.precision)
-    model.train()
-    for step in steps[done:]:
-        began = time.perf_counter()
-        fraction = learning_rate_fraction(job.schedule, step.tokens_seen, total_tokens)
-        row = train_step(model, optimizer, job, step.order, step.in_stage, fraction, precision)
-        took = time.perf_counter() - began
-        seconds += took
-        metrics.add(
-            {
-                "step": step.number + 1,
-                "tokens": step.tokens_seen,
-                "stage": step.order.name,
-                **row,
-                "seconds": round(seconds, 3),
-                "tokens_per_second": round(step.order.stage.batch_tokens / took, 1),
-                "memory_bytes": peak_memory_bytes(),
-            }
-        )
-        note = f"{step.order.name}, loss {row['loss']:.3f}"
-        meter.advance_to(step.tokens_seen, note)
-        if step.ends_stage or (step.number + 1) % job.train.checkpoint_every_steps == 0:
-            metrics.flush()
-            save_checkpoint(
-                checkpoints, step.number + 1, seconds, model, optimizer, job.identity, job.train.keep_checkpoints
+    training = spread(model, team, precision)
+    optimizer = make_optimizer(training.transformer, job.optimizer, precision, job.seed)
+    if precision == "bf16-weights":
+        narrow_matrices(training.transformer)
+    training.transformer.checkpointing = job.train.activation_checkpointing
+    groups_of_one_mesh(optimizer)
+    checkpoints = Checkpoints(
+        job.folder / "checkpoints",
+        job.identity,
+        job.train.keep_checkpoints,
+        job.train.milestone_every_steps,
+        job.needed_steps,
+        team,
+    )
+    course = _go_on(job, checkpoints, training, optimizer, precision)
+    progress = course.progress
+    if progress.step:
+        free = {key: job.identity.free.get(key) for key in ("ranks", "threads")}
+        _record(job, progress, {"event": "went on", "step": progress.step, **free})
+    with StopSignals(patient=team.size > 1) as stop:
+        if progress.step:
+            meter.start = meter.done = steps[progress.step - 1].tokens_seen
+            if steps[progress.step - 1].ends_stage:  # killed between its checkpoint and the end of what follows it
+                _after(after_stage, steps[progress.step - 1].order, model, training, team, stop)
+        if job.train.compile:
+            compile_blocks(training.transformer)
+        training.train()
+        while course.progress.step < len(steps):
+            progress = course.progress
+            step = steps[progress.step]
+            began = time.perf_counter()
+            about = {"step": progress.step + 1, "tokens": step.tokens_seen, "stage": step.order.name}
+            verdict = Verdict("go")
+            if over := passed_over(progress.events, progress.step + 1):
+                row: dict[str, Any] = {"mix": {}, "passed_over": over["reason"]}
+                course.watch.pass_over({**about, **row})
+            else:
+                tokens_before = steps[progress.step - 1].tokens_seen if progress.step else 0
+                fraction = learning_rate_fraction(job.schedule, tokens_before, step.tokens_seen, total_tokens)
+                row, verdict = train_step(
+                    training, optimizer, job, step.order, step.in_stage, fraction, precision, course.watch, about
+                )
+            took = time.perf_counter() - began
+            progress.seconds += took
+            if verdict.action == "roll_back":
+                _roll_back(job, checkpoints, progress, verdict)
+                course = _go_on(job, checkpoints, training, optimizer, precision, progress.seconds)
+                continue
+            progress.step += 1
+            if verdict.action == "skip":
+                _record(job, progress, skip_event(verdict, progress.step), once=True)
+            if course.metrics and course.gauges:
+                measured = course.gauges.of_step(row["mix"], step.order.batch_tokens_of(step.in_stage), took)
+                line = {**about, **row, "seconds": round(progress.seconds, 3), **({} if over else measured)}
+                course.metrics.add(line)
+                job.on_row(line)
+            meter.advance_to(step.tokens_seen, f"{step.order.name}, loss {row.get('loss', math.nan):.3f}")
+            stopped = team.any_of(stop.noted)
+            # Weights that no step has changed since the trouble began need no checkpoint, and would push out one from before it.
+            due = progress.step % job.train.checkpoint_every_steps == 0 and (
+                not course.watch.skips_in_a_row or progress.step in job.needed_steps
             )
-        if step.ends_stage:
-            _after(after_stage, step.order, model)
-            model.train()
-    model.eval()
-    last = metrics.last()
-    return Outcome(len(steps), total_tokens, last["loss"], round(seconds, 1), peak_memory_bytes())
+            if step.ends_stage or due or stopped:
+                if stopped:
+                    _record(job, progress, {"event": "stopped", "step": progress.step, "signal": stopped})
+                if course.metrics:
+                    course.metrics.flush()
+                checkpoints.save(progress, training.transformer, optimizer)
+            if stopped:
+                raise stop.error(stopped, progress.step)
+            if step.ends_stage:
+                _after(after_stage, step.order, model, training, team, stop)
+                training.train()
+    gather(training, model)
+    if model is not None:
+        model.eval()
+    final_loss = course.metrics.last_loss() if course.metrics else math.nan
+    return Outcome(len(steps), total_tokens, final_loss, round(course.progress.seconds, 1), peak_memory_bytes())
 
 
 def train_step(
-    model: Transformer,
+    training: TrainingModel,
     optimizer: torch.optim.Optimizer,
     job: Job,
     order: StageOrder,
     step: int,
     rate_fraction: float,
     precision: str,
-) -> dict[str, Any]:
-    """One step of the optimiser on the stage's `step`; what its row in metrics.jsonl says of it. Loss is in nats a learnt token."""
+    watch: Watch,
+    about: dict[str, Any],
+) -> tuple[dict[str, Any], Verdict]:
+    """One step of the optimiser on the stage's `step`, unless the watch stops it; what its row in metrics.jsonl says of it.
+
+    Loss is in nats a learnt token. `about` is the beginning of the row: the step, its stage, and the run's tokens after it.
+    Every rank knows the rows of the whole step, and takes its share of the passes: the data do not depend on how many there are.
+    """
     rows = order.rows_of_step(step)
     passes = [rows[at : at + order.stage.rows] for at in range(0, len(rows), order.stage.rows)]
-    batches = [make_batch(some, job.streams, job.learn_marked_only) for some in passes]
-    num_targets = sum(batch.num_targets for batch in batches)
+    mine = _share_of(passes, job.team)
+    batches = [make_batch(some, job.packing, job.learn_marked_only) for some in mine]
+    num_targets = int(job.team.sum(torch.tensor(sum(batch.num_targets for batch in batches), device=device())))
     if not num_targets:
         raise UserError(
             f"{order.recipe_key}.batch_tokens",
@@ -148,44 +225,119 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = rate
     loss = 0.0
-    for batch in batches:
-        share = _forward(model, batch, precision) / num_targets
+    by_source = LossBySource(rows, device())
+    for number, (batch, some) in enumerate(zip(batches, mine, strict=True), start=1):
+        sum_gradients_now(training, number == len(batches))
+        each_BL = torch.zeros(batch.token_BL.shape, device=device())
+        share = summed_pass(training, batch, precision, each_BL) / num_targets
         share.backward()
         loss += share.item()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), job.optimizer.clip_norm)
-    if not torch.isfinite(norm):
-        raise Failure(
-            f"step {step + 1} of stage {order.name}: the gradient is no longer finite (loss {loss}). "
-            "Lower optimizer.peak_learning_rate, or lengthen schedule.warmup_tokens, and start another run with --out, "
-            "or train again with --redo pretrain (of tuning: --redo tune)."
-        )
-    optimizer.step()
+        by_source.add(some, each_BL, batch)
+    loss = float(job.team.sum(torch.tensor(loss, dtype=torch.float64, device=device())))
+    norm = clip_gradients(training, job.optimizer.clip_norm, job.team)
+    # The one place where a step can still be refused: loss and norm are the same on every rank, and no weight has changed.
+    verdict = watch.judge({**about, "loss": loss, "gradient_norm": norm})
+    if verdict.action == "go":
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    drawn: dict[str, int] = {}
-    for row in rows:
-        drawn[row[0].source] = drawn.get(row[0].source, 0) + order.stage.row_length
-    return {
+    row = {
         "loss": loss,
+        "loss_by_source": by_source.means(job.team),
         "learning_rate": rate,
-        "gradient_norm": norm.item(),
-        "chunk_length": {source: order.chunk_lengths[source] for source in drawn},
-        "mix": drawn,
+        "gradient_norm": norm,
+        **told(rows, order.stage.row_length),
         "targets": num_targets,
     }
+    return ({**_finite(row), "skipped": verdict.reason} if verdict.reason else row), verdict
 
 
-def _forward(model: Transformer, batch: Batch, precision: str) -> Tensor:
-    """The summed loss of one pass."""
-    device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        hidden_BLD = model(batch.token_BL.to(device), batch.segment_BL.to(device))
-        return summed_loss(hidden_BLD.flatten(0, 1), model.output_weight_VD, batch.target_BL.flatten().to(device))
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """Without the numbers that JSON can't say."""
+    tables = {key: _finite(value) if isinstance(value, dict) else value for key, value in row.items()}
+    return {key: value for key, value in tables.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
-def _after(after_stage: AfterStage, order: StageOrder, model: Transformer) -> None:
-    """Without compiled code, which would be made anew for each of held-out text's many shapes, and only where nothing stopped."""
-    with torch.compiler.set_stance("force_eager"):
-        after_stage(order.name, model)
+@dataclass
+class _Course:
+    """How far the run has come and what it knows from there. Metrics and gauges are the leader's."""
+
+    progress: Progress
+    metrics: Metrics | None
+    gauges: Gauges | None
+    watch: Watch
+
+
+def _go_on(
+    job: Job,
+    checkpoints: Checkpoints,
+    training: TrainingModel,
+    optimizer: torch.optim.Optimizer,
+    precision: str,
+    seconds: float | None = None,
+) -> _Course:
+    """Fill model and optimiser from the latest checkpoint. A roll-back that a kill came between is done first."""
+    team = job.team
+    progress = checkpoints.load(training.transformer, optimizer)
+    recorded: list[Event] = team.from_leader(lambda: read_events(job.folder))
+    if left := undone_by(recorded, progress.events, progress.step):
+        checkpoints.go_back(left["to"])
+        progress = checkpoints.load(training.transformer, optimizer)
+    progress.events = recorded + [event for event in progress.events if event not in recorded]
+    if seconds is not None:
+        progress.seconds = seconds
+    metrics = Metrics(job.folder / "metrics.jsonl", progress.step) if team.leads else None
+    seen = team.from_leader(lambda: newest_rows(metrics.lines(), job.train) if metrics else [])
+    watch = Watch(job.train, job.schedule.warmup_tokens, seen)
+    gauges = Gauges(training.transformer, precision, team.size, job.packing.shards, metrics.rows()) if metrics else None
+    return _Course(progress, metrics, gauges, watch)
+
+
+def _roll_back(job: Job, checkpoints: Checkpoints, progress: Progress, verdict: Verdict) -> None:
+    """Make an earlier checkpoint the latest, once that is on record. Raises Failure where it can't help."""
+    step = progress.step + 1
+    kept = job.team.from_leader(checkpoints.steps)
+    event = roll_back_event(verdict, step, progress.events, kept, job.train.roll_backs)
+    _record(job, progress, event)
+    checkpoints.go_back(event["to"])
+
+
+def _record(job: Job, progress: Progress, event: Event, once: bool = False) -> None:
+    """Add an event to the run's record. With `once`, one that a step which is done again has told before is not told again."""
+    if once and event in progress.events:
+        return
+    progress.events.append(dict(event))
+    if job.team.leads:
+        write_events(job.folder, progress.events)
+
+
+def _share_of(passes: list[Any], team: Team) -> list[Any]:
+    """This rank's passes of a step. `check_ranks` has seen that they divide."""
+    each, left = divmod(len(passes), team.data_ranks)
+    assert each and not left, f"{len(passes)} passes on {team.data_ranks} ranks"
+    return passes[team.data_rank * each : (team.data_rank + 1) * each]
+
+
+def _after(
+    after_stage: AfterStage,
+    order: StageOrder,
+    model: Transformer | None,
+    training: TrainingModel,
+    team: Team,
+    stop: StopSignals,
+) -> None:
+    """Without compiled code, which would be made anew for each of held-out text's many shapes, and only where nothing stopped.
+
+    The leader does it with the whole model, and the others wait. It is done again after a stop, so a signal ends it at once.
+    """
+    gather(training, model)
+
+    def lead() -> None:
+        assert model is not None
+        with torch.compiler.set_stance("force_eager"):
+            after_stage(order.name, model)
+
+    with stop.at_once():
+        team.from_leader(lead)
 
 
 def _all_steps(orders: Sequence[StageOrder]) -> list[_Step]:
@@ -193,53 +345,6 @@ def _all_steps(orders: Sequence[StageOrder]) -> list[_Step]:
     tokens = 0
     for order in orders:
         for in_stage in range(order.stage.steps):
-            tokens += order.stage.batch_tokens
+            tokens += order.batch_tokens_of(in_stage)
             steps.append(_Step(len(steps), order, in_stage, tokens))
     return steps
-
-
-def _compile_blocks(model: Transformer) -> None:
-    """Compile the blocks, which share one piece of code, so that it is made once for each shape of a stage."""
-    if (
-        torch.device("cpu") == next(model.parameters()).device
-        and not shutil.which("g++")
-        and not shutil.which("clang++")
-    ):
-        raise UserError(
-            "train.compile",
-            True,
-            problem="needs a C++ compiler, and there is no g++ or clang++",
-            mend="Install one, or -o train.compile=false.",
-        )
-    torch._dynamo.config.recompile_limit = 64  # a shape for each stage; the default of 8 falls back to eager in silence
-    torch._dynamo.config.fail_on_recompile_limit_hit = True
-    for block in model.layers:
-        block.compile(dynamic=False)
-
-
-class _Metrics:
-    """metrics.jsonl: a row a step. Rows of steps that a kill has undone are dropped when the run goes on."""
-
-    def __init__(self, path: Path, steps_done: int) -> None:
-        rows = path.read_bytes().splitlines(keepends=True)[:steps_done] if path.exists() else []
-        if len(rows) < steps_done:
-            raise Failure(
-                f"{path}: has {len(rows)} rows, and the checkpoint is of step {steps_done}. Put the rows back, "
-                "start another run with --out, or train again with --redo pretrain (of tuning: --redo tune)."
-            )
-        write_atomically(path, b"".join(rows))
-        self._path = path
-        self._last = rows[-1] if rows else b""
-
-    def add(self, row: dict[str, Any]) -> None:
-        self._last = json.dumps(row).encode() + b"\n"
-        with disk_failures(self._path), self._path.open("ab") as file:
-            file.write(self._last)
-
-    def flush(self) -> None:
-        """Onto the disk, before a checkpoint says that these steps are done."""
-        with disk_failures(self._path), self._path.open("rb") as file:
-            os.fsync(file.fileno())
-
-    def last(self) -> dict[str, Any]:
-        return json.loads(self._last)

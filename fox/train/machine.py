@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import resource
 import sys
+import time
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,8 +18,10 @@ from fox.errors import UserError
 
 
 def device() -> torch.device:
-    """Where models are trained: the first GPU where there is one (not run on one here), else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where models are trained: this process's GPU where there is one (not run on one here), else the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # torchrun numbers a machine's processes
+    return torch.device("cpu")
 
 
 def resolve_precision(wanted: str) -> str:
@@ -32,8 +38,16 @@ def resolve_precision(wanted: str) -> str:
     return ("bf16" if able else "float32") if wanted == "auto" else wanted
 
 
+def multiplies_in_bf16(precision: str) -> bool:
+    """Whether a resolved train.precision has matrix products in bf16: weights in bf16 are multiplied so only where it is built in."""
+    return precision == "bf16" or (precision == "bf16-weights" and resolve_precision("auto") == "bf16")
+
+
 def losses_depend_on() -> dict[str, object]:
-    """What must stay the same for the same losses, besides recipe and data."""
+    """What must stay the same for the same losses, besides recipe and data.
+
+    Of these, `threads` only changes the order in which numbers are added.
+    """
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     bf16 = [name for name in ("avx512_bf16", "amx_bf16") if able.get(name)]
     return {
@@ -54,6 +68,37 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+@lru_cache(maxsize=4)
+def matrix_peak_flops(where: torch.device, in_bf16: bool) -> float:
+    """Operations a second of torch's product of two square matrices: the best of a few, in a fraction of a second, once a process."""
+    size, times = (8192, 5) if where.type == "cuda" else (1024, 5)
+    a = torch.ones(size, size, dtype=torch.bfloat16 if in_bf16 else torch.float32, device=where)
+    best = math.inf
+    for _ in range(1 + times):  # the first finds its kernel
+        began = time.perf_counter()
+        product = a @ a
+        if where.type == "cuda":
+            torch.cuda.synchronize(where)
+        best = min(best, time.perf_counter() - began)
+        del product
+    return 2 * size**3 / best
+
+
+def free_memory_bytes() -> int | None:
+    """The memory that this process may still take before others must give theirs up; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+    try:  # a container's limit
+        group = Path("/sys/fs/cgroup")
+        allowed = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
+    except (OSError, ValueError):  # none, or "max"
+        return free
+    return max(0, min(free, allowed))
 
 
 def peak_memory_bytes() -> int:

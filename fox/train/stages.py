@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from fox.formats.token_shards import Shard
 from fox.model import ModelConfig, Transformer
 from fox.progress import Meter
 from fox.recipe import Recipe
-from fox.recipe.schema import Stage
-from fox.train.batches import Stream
+from fox.recipe.schema import MAY_CHANGE, Stage, Tune
+from fox.train.averaging import averaged_steps
 from fox.train.checkpoint import Identity
-from fox.train.curriculum import curriculum
-from fox.train.loop import AfterStage, Job, Outcome, train
+from fox.train.curriculum import StageOrder, curriculum
+from fox.train.loop import AfterStage, Job, OnRow, Outcome, nobody, train
 from fox.train.machine import losses_depend_on, resolve_precision
+from fox.train.packing import Limit, Packing, packing
+from fox.train.team import ALONE, Team
 
 
 def new_model(recipe: Recipe, vocab_size: int) -> Transformer:
@@ -29,36 +32,57 @@ def new_model(recipe: Recipe, vocab_size: int) -> Transformer:
 
 def pretrain(
     recipe: Recipe,
-    model: Transformer,
+    model: Transformer | None,
     shards: Mapping[str, Shard],
     folder: Path,
     made_of: dict[str, Any],
     meter: Meter,
     after_stage: AfterStage,
+    team: Team = ALONE,
+    on_row: OnRow = nobody,
 ) -> Outcome:
-    """Train through the recipe's curriculum, on every token. `made_of` names what the run is made of, for its checkpoints."""
-    job = _job(recipe, recipe.stage, shards, folder, made_of, learn_marked_only=False)
+    """Train through the recipe's curriculum, on every token. `made_of` names what the run is made of, for its checkpoints.
+
+    On a team, the leader alone has a `model`, and the others none.
+    """
+    job = _job(recipe, recipe.stage, shards, folder, made_of, False, team, on_row)
     return train(model, job, meter, after_stage)
 
 
 def tune(
     recipe: Recipe,
-    model: Transformer,
+    model: Transformer | None,
     shards: Mapping[str, Shard],
     folder: Path,
     made_of: dict[str, Any],
     meter: Meter,
     after_stage: AfterStage,
+    team: Team = ALONE,
+    on_row: OnRow = nobody,
 ) -> Outcome:
     """Train on chats, on the assistant's tokens only."""
     assert recipe.tune
-    job = _job(recipe, {"tune": recipe.tune}, shards, folder, made_of, learn_marked_only=True)
+    job = _job(recipe, {"tune": recipe.tune}, shards, folder, made_of, True, team, on_row)
     return train(model, job, meter, after_stage)
 
 
 def total_tokens(stages: Mapping[str, Stage]) -> int:
     """The tokens of all stages, in whole steps."""
-    return sum(stage.steps * stage.batch_tokens for stage in stages.values())
+    return sum(stage.total_tokens for stage in stages.values())
+
+
+def pack(
+    recipe: Recipe, stages: Mapping[str, Stage], shards: Mapping[str, Shard], folder: Path, meter: Meter | None = None
+) -> tuple[list[StageOrder], Packing]:
+    """The order of all rows, and which documents are in them: worked out once, kept in `folder`, the same for all ranks.
+
+    `meter` counts tokens. Raises UserError where a source would be seen too often.
+    """
+    orders = curriculum(recipe, stages, {name: len(shard.tokens) for name, shard in shards.items()})
+    key = "max_tune_epochs" if any(isinstance(stage, Tune) for stage in stages.values()) else "max_epochs"
+    limit = Limit(f"train.{key}", getattr(recipe.train, key))
+    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return orders, packing(folder / "packing", orders, shards, limit, meter, workers)
 
 
 def _job(
@@ -68,18 +92,26 @@ def _job(
     folder: Path,
     made_of: dict[str, Any],
     learn_marked_only: bool,
+    team: Team,
+    on_row: OnRow,
 ) -> Job:
     tuning = recipe.tune if learn_marked_only else None
-    train_tokens = {name: len(shard.tokens) for name, shard in shards.items()}
+    orders, packed = pack(recipe, stages, shards, folder)
     precision = resolve_precision(recipe.train.precision)
-    identity = Identity({**made_of, "train.precision": precision, **losses_depend_on()})
+    facts = {**made_of, "train.precision": precision, **losses_depend_on()}
+    free = {f"train.{key}": getattr(recipe.train, key) for key in MAY_CHANGE}
+    identity = Identity(facts, {**free, "ranks": team.size, "threads": facts.pop("threads")})
     return Job(
         folder=folder,
-        orders=curriculum(recipe, stages, train_tokens),
-        streams={name: Stream(name, shard, recipe.seed) for name, shard in shards.items()},
+        orders=orders,
+        packing=packed,
         optimizer=tuning.optimizer if tuning else recipe.optimizer,
         schedule=tuning.schedule if tuning else recipe.schedule,
         train=recipe.train,
         identity=identity,
         learn_marked_only=learn_marked_only,
+        team=team,
+        seed=recipe.seed,
+        needed_steps=[] if tuning else averaged_steps(stages.values(), recipe.train),
+        on_row=on_row,
     )

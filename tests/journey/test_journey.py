@@ -220,14 +220,18 @@ def test_steps_in_the_wrong_order_say_which_comes_first(world: Path) -> None:
     assert not (world / "runs/micro/manifests").exists()
 
 
-def test_an_interrupted_run_says_so_and_goes_on_to_the_same_end(untrained: Path, finished: Path) -> None:
+def test_an_interrupted_run_says_so_and_goes_on_to_the_same_end(untrained: Path) -> None:
+    long = ("pretrain", "micro.toml", "-o", "stage.last.tokens=51200")  # so that a signal that is late meets it still
+    whole = shutil.copytree(untrained, untrained.with_name("whole"))
     metrics = untrained / "runs/micro/pretrain/metrics.jsonl"
-    code, told = kill_when(lambda: num_rows(metrics) >= 4, untrained, "pretrain", "micro.toml", sent=signal.SIGINT)
+    code, told = kill_when(lambda: num_rows(metrics) >= 4, untrained, *long, sent=signal.SIGINT)
     assert code == 130
     assert "goes on from here with the same command (without --redo)" in told and "Traceback" not in told
+    assert (metrics.parent / "checkpoints/latest").read_text() == f"step-{num_rows(metrics):08d}\n"
     assert leftovers(untrained / "runs") == []
-    fox(untrained, "pretrain", "micro.toml")
-    assert trained(untrained / "runs/micro") == trained(finished / "runs/micro")
+    for folder in (untrained, whole):
+        fox(folder, *long)
+    assert trained(untrained / "runs/micro") == trained(whole / "runs/micro")
 
 
 def test_two_held_out_tokens_are_scored(untrained: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,19 @@ def test_killed_while_it_scores_held_out_text_after_a_stage(untrained: Path, fin
     assert trained(untrained / RUN) == trained(finished / RUN)
 
 
+def test_sigterm_saves_the_step_under_way_and_ends_with_75(untrained: Path, finished: Path) -> None:
+    code, told = kill_when(rows_reach(untrained, 4), untrained, *PRETRAIN, sent=signal.SIGTERM)
+    step = num_rows(untrained / RUN / "pretrain/metrics.jsonl")
+    assert code == 75 and f"saved a checkpoint of step {step}, and the same command goes on" in told
+    assert (untrained / RUN / "pretrain/checkpoints/latest").read_text() == f"step-{step:08d}\n"
+    assert not (untrained / RUN / "manifests/pretrain.json").exists()
+    assert leftovers(untrained / RUN) == []
+    fox(untrained, *PRETRAIN)
+    assert trained(untrained / RUN) == trained(finished / RUN)
+    events = [json.loads(line) for line in (untrained / RUN / "pretrain/events.jsonl").read_text().splitlines()]
+    assert [(event["event"], event["step"]) for event in events] == [("stopped", step), ("went on", step)]
+
+
 def test_killed_while_it_tunes(untuned: Path, finished: Path) -> None:
     code, _ = kill_when(rows_reach(untuned, 4, "tune"), untuned, "tune", "micro.toml")
     assert code == -9
@@ -75,14 +89,13 @@ def test_killed_while_it_tunes(untuned: Path, finished: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_comparison_notices_a_lost_optimizer(untrained: Path, finished: Path) -> None:
+def test_the_comparison_notices_tensors_of_another_step(untrained: Path, finished: Path) -> None:
     kill_when(rows_reach(untrained, 8), untrained, *PRETRAIN)
     older, newest = sorted((untrained / RUN / "pretrain/checkpoints").glob("step-*"))
-    shutil.copy(
-        older / "optimizer.safetensors", newest
-    )  # moments of another step, with a hash that says they are right
     state = json.loads((newest / "state.json").read_text())
-    state["sha256"] |= {"optimizer.safetensors": sha256_of(older / "optimizer.safetensors")}
+    for name in state["sha256"]:  # weights and moments of another step, with hashes that say they are right
+        shutil.copy(older / name, newest)
+        state["sha256"][name] = sha256_of(older / name)
     (newest / "state.json").write_text(json.dumps(state))
     fox(untrained, *PRETRAIN)
     assert trained(untrained / RUN)["pretrain"] != trained(finished / RUN)["pretrain"]
@@ -91,11 +104,11 @@ def test_the_comparison_notices_a_lost_optimizer(untrained: Path, finished: Path
 def test_a_damaged_checkpoint_ends_it_and_the_mend_works(untrained: Path, finished: Path) -> None:
     kill_when(rows_reach(untrained, 11), untrained, *PRETRAIN)
     older, newest = sorted((untrained / RUN / "pretrain/checkpoints").glob("step-*"))
-    with (newest / "model.safetensors").open("r+b") as file:
+    with (newest / "__0_0.distcp").open("r+b") as file:
         file.seek(-3, 2)
         file.write(b"\xff\xff\xff")
     _, told = fox(untrained, *PRETRAIN, expect=1)
-    assert f"{newest.name}/model.safetensors: damaged" in told
+    assert f"{newest.name}/__0_0.distcp: damaged" in told
     assert f"Remove that folder to go on from {older.name}" in told
     shutil.rmtree(newest)
     fox(untrained, *PRETRAIN)
@@ -109,20 +122,26 @@ def test_a_stopped_run_goes_on_with_no_other_recipe(untrained: Path, finished: P
     assert (
         json.loads((untrained / RUN / "recipe.json").read_text())["recipe"]["optimizer"]["peak_learning_rate"] == 0.01
     )
+    two = ("-o", "optimizer.peak_learning_rate=0.02", "-o", "optimizer.eps=1e-7", "-o", "train.keep_checkpoints=3")
+    _, told = fox(untrained, *PRETRAIN, *two, expect=2)
+    refused = [line for line in told.splitlines() if "error" in line]
+    assert len(refused) == 3 and "train.keep_checkpoints" in refused[2] and "is free to" in told
     fox(untrained, *PRETRAIN, "-o", "train.keep_checkpoints=1", "-o", "train.checkpoint_every_steps=5")
     assert trained(untrained / RUN) == trained(finished / RUN)
-    assert len(list((untrained / RUN / "pretrain/checkpoints").iterdir())) == 1
+    assert len(list((untrained / RUN / "pretrain/checkpoints").glob("step-*"))) == 1
+    changed = (untrained / RUN / "pretrain/events.jsonl").read_text()
+    assert '"values": {"train.checkpoint_every_steps": [3, 5], "train.keep_checkpoints": [2, 1]}' in changed
 
 
 def test_a_file_that_may_not_grow_ends_it_cleanly(untrained: Path, finished: Path) -> None:
-    limit = 200_000  # the weights have 130,048 bytes, the optimiser's tensors twice that
+    limit = 200_000  # the weights have 130,048 bytes, the optimiser's tensors twice that, all in one file
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
 
     _, told = fox(untrained, *PRETRAIN, expect=1, preexec_fn=limited)
-    assert "optimizer.safetensors" in told and "File too large" in told
+    assert "step-00000003" in told and "File too large" in told
     assert leftovers(untrained / RUN) == []
     assert list((untrained / RUN / "pretrain/checkpoints").iterdir()) == []
     fox(untrained, *PRETRAIN)
@@ -150,7 +169,7 @@ def test_a_full_disk_ends_it_cleanly_and_more_room_lets_it_go_on(
         str(run) in told and "No space left on device" in told and "run the same command again, without --redo" in told
     )
     assert leftovers(run) == []
-    checkpoints = sorted((run / "pretrain/checkpoints").iterdir())
+    checkpoints = sorted((run / "pretrain/checkpoints").glob("step-*"))
     assert checkpoints, "the disk was full before the first checkpoint"
     for checkpoint in checkpoints:
         assert len(list(checkpoint.iterdir())) == 3

@@ -223,11 +223,12 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_page(tmp_path: Path) 
         "page.toml:39  stage.one.mix.web: is neither a source nor a kind. Sources: texts, spare. Kinds: text, chat.",
         "page.toml:41  stage.two.batch_tokens: is missing. Add it. About batch_tokens: Tokens a step of the optimiser.",
         "page.toml:43  stage.two.chunk_length = []: must be a whole number above 0, or a table of such by source or "
-        "kind: { text = 512, chat = 256 }. About chunk_length: Tokens that see each other, at most; one number, or "
-        "one for each source or kind.",
+        "kind: { text = 512, chat = 256 }, or shares of tokens by length: { 128 = 0.3, 256 = 0.7 }. "
+        "About chunk_length: Tokens that see each other, at most; one number, one for each source or kind, "
+        "or shares of tokens by length: `{ 128 = 0.3, 256 = 0.7 }`.",
         "page.toml:45  stage.two.mix = {}: must not be empty. About mix: Relative weights of sources, or of kinds: "
         "`text` stands for all text sources that the table does not name.",
-        "page.toml:47  tune.schedule: is missing. Add it. [tune.schedule] needs warmup_tokens, decay_tokens.",
+        "page.toml:47  tune.schedule: is missing. Add it. [tune.schedule] needs warmup_tokens.",
         "page.toml:53  tune.optimizer = 0.001: must be a table with keys of its own. "
         "[tune.optimizer] needs peak_learning_rate.",
         "page.toml:56  eval.prompts[1] = 2: must be text in quotes. "
@@ -245,7 +246,7 @@ def test_an_empty_page_is_told_what_it_needs(tmp_path: Path) -> None:
         "page.toml  model: is missing. Add it. [model] needs hidden_size, intermediate_size, num_hidden_layers, "
         "num_attention_heads, num_key_value_heads, max_position_embeddings.",
         "page.toml  optimizer: is missing. Add it. [optimizer] needs peak_learning_rate.",
-        "page.toml  schedule: is missing. Add it. [schedule] needs warmup_tokens, decay_tokens.",
+        "page.toml  schedule: is missing. Add it. [schedule] needs warmup_tokens.",
         "page.toml  stage: is missing. Add it. [stage.NAME] needs tokens, chunk_length, rows, batch_tokens, mix.",
     ]
 

@@ -84,7 +84,7 @@ def test_anything_is_read_or_told(name: str, value: str) -> None:
         ("''=1", '-o  "": unknown key. (known: data, eval, '),
         ("sede=1", "-o  sede: unknown key. Did you mean seed? (known: "),
         ("modle.hidden_size=1", "-o  modle: unknown key. Did you mean model? (known: "),
-        ("stage.only.tokns=1", "-o  stage.only.tokns: unknown key. Did you mean tokens? (known: batch_tokens, chunk_length, "),
+        ("stage.only.tokns=1", "-o  stage.only.tokns: unknown key. Did you mean tokens? (known: batch_ramp, batch_tokens, chunk_length, "),
         ("seed.x=3", "-o  seed = { x = 3 }: must be a whole number."),
         ("name.x=3", "-o  name.x = 3: name is a value, not a table with keys of its own. Write -o name=VALUE."),
         ("stage.only.tokens.x.y=3", "-o  stage.only.tokens.x.y = 3: stage.only.tokens is a value, not a table"),
@@ -102,8 +102,8 @@ def test_anything_is_read_or_told(name: str, value: str) -> None:
         ("optimizer.beta1=nan", "-o  optimizer.beta1 = nan: must be a finite number."),
         ("data.heldout_fraction=0.5", "-o  data.heldout_fraction = 0.5: must be below 0.5."),
         ("eval.prompts=Hello", "-o  eval.prompts = 'Hello': must be a list in square brackets."),
-        ("train.precision=fp8", "-o  train.precision = 'fp8': must be 'auto' or 'bf16' or 'float32'."),
-        ("train.precision=float", "-o  train.precision = 'float': must be 'auto' or 'bf16' or 'float32'. Did you mean float32?"),
+        ("train.precision=fp8", "-o  train.precision = 'fp8': must be 'auto' or 'bf16' or 'float32' or 'bf16-weights'."),
+        ("train.precision=float", "-o  train.precision = 'float': must be 'auto' or 'bf16' or 'float32' or 'bf16-weights'. Did you mean float32?"),
         ("tune=1", "-o  tune = 1: must be a table with keys of its own. [tune] needs tokens, chunk_length, "),
         ("source.texts.path=\udcff", "-o = 'source.texts.path=\\udcff': is not UTF-8 text."),
     ],
@@ -163,7 +163,9 @@ def test_a_table_from_the_command_line_has_defaults_that_are_defaults(page: Path
 
 def test_a_table_that_is_replaced_keeps_none_of_its_lines(page: Path) -> None:
     found = origins(page, "stage.only.chunk_length=32", "stage.only.mix={ chats = 1, texts = 1 }")
-    assert {key: origin for key, origin in found.items() if key.startswith(("stage.only.mix", "stage.only.chunk"))} == {
+    assert {
+        key: origin for key, origin in found.items() if key.startswith(("stage.only.mix.", "stage.only.chunk"))
+    } == {
         "stage.only.chunk_length": "-o",
         "stage.only.mix.chats": "-o",
         "stage.only.mix.texts": "-o",

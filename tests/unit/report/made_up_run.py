@@ -28,6 +28,7 @@ def training_rows(stages: list[Any], start_loss: float, end_loss: float, peak: f
     all_tokens = sum(stage[1] for stage in stages)
     rows: list[dict[str, Any]] = []
     tokens = seconds = 0.0
+    seen = dict.fromkeys(("speeches", "chats"), 0.0)
     for at, (name, stage_tokens, chunk_length, batch_tokens, mix) in enumerate(stages):
         for _ in range(round(stage_tokens / batch_tokens)):
             tokens += batch_tokens
@@ -38,6 +39,10 @@ def training_rows(stages: list[Any], start_loss: float, end_loss: float, peak: f
             drawn = (
                 {"speeches": batch_tokens - chats, "chats": chats} if len(mix) > 1 else dict.fromkeys(mix, batch_tokens)
             )
+            for source, drawn_tokens in drawn.items():
+                seen[source] += drawn_tokens / 2_412_331
+            ease = end_loss + (start_loss - end_loss) * (1 + 60 * done) ** -0.75
+            hard = {"speeches": 0.05, "chats": -0.4}
             rows.append(
                 {
                     "step": len(rows) + 1,
@@ -53,6 +58,11 @@ def training_rows(stages: list[Any], start_loss: float, end_loss: float, peak: f
                     "mix": drawn,
                     "seconds": seconds,
                     "tokens_per_second": speed,
+                    "share_of_peak": speed / 14_000,
+                    "loss_by_source": {
+                        source: ease + hard[source] + dice.gauss(0, 0.1) for source in drawn if drawn[source]
+                    },
+                    "epoch": {source: epochs for source, epochs in seen.items() if epochs},
                     "memory_bytes": 9e8 + 6e7 * at + dice.uniform(0, 4e6),
                 }
             )

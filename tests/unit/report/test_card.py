@@ -385,3 +385,17 @@ def test_words_links_and_paths() -> None:
     assert link("javascript:alert(1)") == "javascript:alert(1)"
     assert (shown_path("a/b"), shown_path("/a/b/"), shown_path("~/a"), shown_path("~joe/a")) == ("a/b", "b", "~/a", "a")
     assert Opening(prompt="it's").in_shell == "'it'\"'\"'s'"
+
+
+def test_the_base_model_of_a_continued_training_is_told(whole_run: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole_run, tmp_path / "on")
+    path = folder / "manifests/pretrain.json"
+    manifest = json.loads(path.read_text())
+    manifest["facts"]["base_model"] = {"name": "Owner/Small", "from_hub": True, "license": "mit", "weights": ["BF16"]}
+    path.write_text(json.dumps(manifest))
+    card = model_card(about(target="gguf", gguf="a.gguf", part="base"), read_run(folder))
+    assert metadata(card)["base_model"] == "Owner/Small"
+    assert metadata(card)["base_model_relation"] == "finetune"
+    assert "began with the weights of Owner/Small (<https://huggingface.co/Owner/Small>)" in card
+    assert "as its files state: mit" in card
+    assert "It knows nothing that is not in them" not in card

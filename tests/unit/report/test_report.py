@@ -56,7 +56,16 @@ def test_the_page_has_every_section_and_every_chart(whole_page: str, whole_run: 
         "recipe",
     }
     charts = {
-        *("loss-by-tokens", "loss-by-time", "learning-rate", "chunk-length", "mixture", "speed", "memory"),
+        *(
+            "loss-by-tokens",
+            "loss-by-time",
+            "loss-by-source",
+            "gradient-norm",
+            "learning-rate",
+            "chunk-length",
+            "mixture",
+        ),
+        *("epochs", "speed", "share-of-peak", "memory"),
         *("bits-per-byte", "tuning-loss", "tuning-learning-rate"),
     }
     assert sections | charts | {"hashes"} <= ids

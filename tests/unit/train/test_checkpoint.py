@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from fox.artifacts import sha256_of
 from fox.errors import Failure, UserError
+from fox.formats.safetensors import write_safetensors
 from fox.recipe import Recipe
-from fox.train.checkpoint import Identity, load_checkpoint, save_checkpoint
+from fox.train import checkpoint
+from fox.train.checkpoint import Checkpoints, Identity, Progress
 from fox.train.optimizer import make_optimizer
 from fox.train.stages import new_model
 
-IDENTITY = Identity({"seed": 7, "optimizer.peak_learning_rate": 0.01, "torch": "2"})
+IDENTITY = Identity({"seed": 7, "optimizer.peak_learning_rate": 0.01, "torch": "2"}, {"ranks": 1, "train.keep": 2})
+WHOLE = [".metadata", "__0_0.distcp", "state.json"]
 State = tuple[torch.nn.Module, torch.optim.Optimizer]
 
 
@@ -41,8 +45,16 @@ def trained(make_recipe: Callable[..., Recipe]) -> Callable[[int], State]:
 def folder(trained: Callable[[int], State], tmp_path: Path) -> Path:
     """Checkpoints of steps 1 and 2."""
     for step in (1, 2):
-        save_checkpoint(tmp_path / "checkpoints", step, step / 2, *trained(step), IDENTITY, keep=2)
+        of(tmp_path / "checkpoints").save(Progress(step, step / 2, [{"event": "test"}]), *trained(step))
     return tmp_path / "checkpoints"
+
+
+def of(folder: Path, identity: Identity = IDENTITY, keep: int = 2, every: int | None = None) -> Checkpoints:
+    return Checkpoints(folder, identity, keep, every)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
 
 
 def tensors(state: State) -> dict[str, torch.Tensor]:
@@ -55,7 +67,7 @@ def tensors(state: State) -> dict[str, torch.Tensor]:
 
 def test_what_is_loaded_is_what_was_saved_to_the_last_bit(trained: Callable[[int], State], folder: Path) -> None:
     state = trained(0)
-    assert load_checkpoint(folder, *state, IDENTITY) == (2, 1.0)
+    assert of(folder).load(*state) == Progress(2, 1.0, [{"event": "test"}])
     loaded, saved = tensors(state), tensors(trained(2))
     assert loaded.keys() == saved.keys() and len(loaded) > 40
     assert all(torch.equal(loaded[name], saved[name]) for name in saved)
@@ -63,21 +75,59 @@ def test_what_is_loaded_is_what_was_saved_to_the_last_bit(trained: Callable[[int
 
 
 def test_without_a_checkpoint_a_run_begins(trained: Callable[[int], State], tmp_path: Path) -> None:
-    assert load_checkpoint(tmp_path / "none", *trained(0), IDENTITY) == (0, 0.0)
+    assert of(tmp_path / "none").load(*trained(0)) == Progress()
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_so_many_are_kept_as_the_recipe_says(trained: Callable[[int], State], tmp_path: Path, keep: int) -> None:
     state = trained(1)
     for step in (3, 6, 9, 10, 12):
-        save_checkpoint(tmp_path, step, 0.0, *state, IDENTITY, keep)
-    names = ["step-00000009", "step-00000010", "step-00000012"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == names[-keep:]
-    assert sorted(path.name for path in (tmp_path / names[-1]).iterdir()) == [
-        "model.safetensors",
-        "optimizer.safetensors",
-        "state.json",
-    ]
+        of(tmp_path, keep=keep).save(Progress(step), *state)
+    kept = ["step-00000009", "step-00000010", "step-00000012"]
+    assert names(tmp_path) == ["latest", *kept[-keep:]]
+    assert names(tmp_path / kept[-1]) == WHOLE
+    assert (tmp_path / "latest").read_text() == "step-00000012\n"
+
+
+def test_milestones_are_never_removed_and_do_not_count(trained: Callable[[int], State], tmp_path: Path) -> None:
+    state = trained(1)
+    for step in range(1, 12):
+        of(tmp_path, keep=2, every=4).save(Progress(step), *state)
+    assert names(tmp_path) == ["latest", *(f"step-{step:08d}" for step in (4, 8, 10, 11))]
+
+
+def test_one_that_never_became_the_latest_is_removed_and_not_taken(
+    trained: Callable[[int], State], folder: Path
+) -> None:
+    (folder / "latest").write_text("step-00000001\n")
+    assert of(folder).load(*trained(0)).step == 1
+    assert names(folder) == ["latest", "step-00000001"]
+
+
+def test_the_latest_moves_only_when_its_checkpoint_is_whole(
+    trained: Callable[[int], State], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str, list[str]]] = []
+    write = checkpoint.write_atomically
+
+    def watched(path: Path, content: str) -> None:
+        seen.append(((folder / "latest").read_text(), content, names(folder / "step-00000003")))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_atomically", watched)
+    of(folder).save(Progress(3), *trained(3))
+    assert seen == [("step-00000002\n", "step-00000003\n", WHOLE)]
+
+
+@pytest.mark.parametrize("content", ["", "step-1/../../x", "newest", "\xff\xfe"])
+def test_a_latest_that_names_no_checkpoint_is_a_failure(
+    trained: Callable[[int], State], folder: Path, content: str
+) -> None:
+    (folder / "latest").write_bytes(content.encode("latin1"))
+    with pytest.raises(Failure, match=r"latest: .*Remove it to go on from the newest"):
+        of(folder).load(*trained(0))
+    (folder / "latest").unlink()
+    assert of(folder).load(*trained(0)).step == 2
 
 
 def flip(path: Path) -> None:
@@ -91,12 +141,11 @@ def rewrite(path: Path, **other: Any) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], Any]] = {
-    "a bit of the weights": lambda at: flip(at / "model.safetensors"),
-    "a bit of the optimizer": lambda at: flip(at / "optimizer.safetensors"),
-    "half the weights": lambda at: (at / "model.safetensors").write_bytes(
-        (at / "model.safetensors").read_bytes()[:999]
-    ),
-    "no weights": lambda at: (at / "model.safetensors").unlink(),
+    "a bit of the tensors": lambda at: flip(at / "__0_0.distcp"),
+    "a bit of the pickled metadata": lambda at: flip(at / ".metadata"),
+    "half the tensors": lambda at: (at / "__0_0.distcp").write_bytes((at / "__0_0.distcp").read_bytes()[:999]),
+    "no tensors": lambda at: (at / "__0_0.distcp").unlink(),
+    "a file more": lambda at: (at / "__1_0.distcp").write_text("x"),
     "no state": lambda at: (at / "state.json").unlink(),
     "an empty state": lambda at: (at / "state.json").write_text(""),
     "a state cut short": lambda at: (at / "state.json").write_text((at / "state.json").read_text()[:50]),
@@ -105,6 +154,7 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "hashes that are none": lambda at: rewrite(at / "state.json", sha256=None),
     "an identity that is none": lambda at: rewrite(at / "state.json", identity=5),
     "another step": lambda at: rewrite(at / "state.json", step=3),
+    "events that are none": lambda at: rewrite(at / "state.json", events=5),
     "a step that is no number": lambda at: rewrite(at / "state.json", step="2"),
 }
 
@@ -117,7 +167,7 @@ def test_a_damaged_checkpoint_is_a_failure_and_the_older_one_is_named(
     state = trained(0)
     before = {name: tensor.clone() for name, tensor in tensors(state).items()}
     with pytest.raises(Failure, match=r"step-00000002.*Remove that folder to go on from step-00000001\.") as error:
-        load_checkpoint(folder, *state, IDENTITY)
+        of(folder).load(*state)
     assert error.value.exit_code == 1
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(state).items())
 
@@ -126,14 +176,15 @@ def test_after_removing_it_the_older_one_is_taken(trained: Callable[[int], State
     for path in (folder / "step-00000002").iterdir():
         path.unlink()
     (folder / "step-00000002").rmdir()
-    assert load_checkpoint(folder, *trained(0), IDENTITY) == (1, 0.5)
+    went_back = {"event": "went back", "step": 1, "from": "step-00000002"}
+    assert of(folder).load(*trained(0)) == Progress(1, 0.5, [{"event": "test"}, went_back])
 
 
 def test_the_only_checkpoint_says_that_a_run_must_begin_again(trained: Callable[[int], State], tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 5, 0.0, *trained(1), IDENTITY, keep=1)
-    flip(tmp_path / "step-00000005/model.safetensors")
+    of(tmp_path).save(Progress(5), *trained(1))
+    flip(tmp_path / "step-00000005/__0_0.distcp")
     with pytest.raises(Failure, match="Remove that folder to start again"):
-        load_checkpoint(tmp_path, *trained(0), IDENTITY)
+        of(tmp_path).load(*trained(0))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +199,59 @@ def test_a_checkpoint_of_another_run_is_refused_by_the_key_that_differs(
     trained: Callable[[int], State], folder: Path, facts: dict[str, Any], key: str, value: object
 ) -> None:
     with pytest.raises(UserError) as error:
-        load_checkpoint(folder, *trained(0), Identity({**IDENTITY.facts, **facts}))
+        of(folder, Identity({**IDENTITY.facts, **facts})).load(*trained(0))
     (problem,) = error.value.problems
     assert (problem.key, problem.value) == (key, value)
     assert "was" in problem.problem and "--out" in problem.mend and error.value.exit_code == 2
+
+
+def test_all_changed_keys_are_told_and_which_of_them_are_refused(trained: Callable[[int], State], folder: Path) -> None:
+    now = Identity({"seed": 8, "optimizer.peak_learning_rate": 0.02, "torch": "2"}, {"ranks": 4, "train.keep": 2})
+    with pytest.raises(UserError) as error:
+        of(folder, now).load(*trained(0))
+    told = [str(problem) for problem in error.value.problems]
+    assert [problem.key for problem in error.value.problems] == ["optimizer.peak_learning_rate", "seed", "ranks"]
+    assert all("was 0.01" in told[0] and "would change its losses" in one for one in told[:2])
+    assert "was 1" in told[2] and "is free to" in told[2]
+
+
+def test_what_is_free_to_change_is_told_by_the_events(trained: Callable[[int], State], folder: Path) -> None:
+    now = Identity(IDENTITY.facts, {"ranks": 4, "train.keep": 2, "new": 1})
+    progress = of(folder, now).load(*trained(0))
+    assert progress.events[-1] == {"event": "changed", "step": 2, "values": {"ranks": [1, 4]}}
+
+
+def first_format(folder: Path, step: int, state: State) -> None:
+    """As fox 0.1.0 wrote it."""
+    model, optimizer = state
+    at = folder / f"step-{step:08d}"
+    at.mkdir(parents=True)
+    write_safetensors(at / "model.safetensors", model.state_dict())
+    moments = {f"{n}/{k}": value for n, p in model.named_parameters() for k, value in optimizer.state[p].items()}
+    write_safetensors(at / "optimizer.safetensors", moments)
+    hashes = {name: sha256_of(at / name) for name in ("model.safetensors", "optimizer.safetensors")}
+    about = {"step": step, "seconds": 1.5, "identity": {**IDENTITY.facts, "ranks": 1}, "sha256": hashes}
+    (at / "state.json").write_text(json.dumps(about))
+
+
+def test_one_of_the_first_format_is_taken_over_to_the_last_bit(trained: Callable[[int], State], tmp_path: Path) -> None:
+    first_format(tmp_path, 3, trained(3))
+    state, again = trained(0), trained(0)
+    assert of(tmp_path).load(*state) == Progress(3, 1.5)
+    assert names(tmp_path / "step-00000003") == WHOLE and (tmp_path / "latest").exists()
+    assert of(tmp_path).load(*again) == Progress(3, 1.5)
+    saved = tensors(trained(3))
+    assert all(torch.equal(tensors(loaded)[name], saved[name]) for loaded in (state, again) for name in saved)
+
+
+def test_a_damaged_one_of_the_first_format_is_refused(trained: Callable[[int], State], tmp_path: Path) -> None:
+    first_format(tmp_path, 3, trained(3))
+    flip(tmp_path / "step-00000003/optimizer.safetensors")
+    with pytest.raises(Failure, match=r"optimizer\.safetensors: damaged"):
+        of(tmp_path).load(*trained(0))
+
+
+def test_one_of_a_newer_fox_is_refused(trained: Callable[[int], State], folder: Path) -> None:
+    rewrite(folder / "step-00000002/state.json", format=3)
+    with pytest.raises(Failure, match=r"of format 3.*Install a newer one"):
+        of(folder).load(*trained(0))

@@ -1,0 +1,214 @@
+"""In how much memory Fox-1's head is learnt, and the whole of Fox-1 is trained: bf16 weights, one step of 2,048 tokens.
+
+    python bench/train_memory.py [--quick] [--json FILE] [--steps N]
+
+Each part runs in a process of its own, whose peak memory is told. The head: one forward and backward of 2,048 x 256,000 at 8,192
+tokens, with bf16 weights and bf16 gradients; what it takes beyond the weights, and, where all scores fit at once, its loss and
+gradients beside the plain ones. The whole: recipes/fox-1-1.6b.toml's model with random weights, Adafactor, stochastic rounding and
+recomputed blocks, on made-up text that can be learnt, and no more than 24 GB. --quick is the head at 2,048 tokens and a model of 4
+blocks with a vocabulary of 32,000 for 3 steps.
+
+Goals: 3 GB beyond the head's weights; 1e-5 between the two losses' gradients in float32; the whole in 24 GB, its loss falling.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from results import ROOT, record
+from torch import Tensor
+
+from fox.model import ModelConfig, Transformer
+from fox.model.loss import plain_summed_loss, summed_loss
+from fox.model.loss_by_vocabulary import summed_loss_by_vocabulary
+from fox.recipe import load_recipe
+from fox.recipe.schema import Optimizer
+from fox.train.machine import multiplies_in_bf16
+from fox.train.narrow_weights import narrow_matrices
+from fox.train.optimizer import make_optimizer
+
+GB = 1e9
+HEAD_GOAL = 3 * GB
+WHOLE_GOAL = 24 * GB
+EQUAL_GOAL = 1e-5
+PRECISION = "bf16-weights"
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--quick", action="store_true")
+    arguments.add_argument("--json", type=Path)
+    arguments.add_argument("--steps", type=int, help="of the whole model: 20, or 3 with --quick")
+    arguments.add_argument("--one", nargs=3, metavar=("PART", "QUICK", "STEPS"), help=argparse.SUPPRESS)
+    given = arguments.parse_args()
+    if given.one:
+        part, quick, steps = given.one[0], given.one[1] == "quick", int(given.one[2])
+        print(json.dumps(whole(quick, steps) if part == "whole" else {"head": head, "equal": equal}[part](quick)))
+        return 0
+    steps = given.steps or (3 if given.quick else 20)
+    made = {part: in_own_process(part, given.quick, steps) for part in ("head", "equal", "whole")}
+    return conclude(made, given.quick, given.json)
+
+
+def conclude(made: dict[str, Any], quick: bool, as_json: Path | None) -> int:
+    one, same, all_of_it = made["head"], made["equal"], made["whole"]
+    losses = all_of_it["losses"]
+    result = {
+        "head, tokens": f"{one['tokens']:,}",
+        "head, GB beyond its weights": f"{one['beyond_bytes'] / GB:.2f} of {HEAD_GOAL / GB:.0f}",
+        "head, s": f"{one['s']:.0f}",
+        "head, largest relative difference from the plain loss and gradients": f"{same['difference']:.1e}",
+        "whole, parameters": f"{all_of_it['parameters']:,}",
+        "whole, steps of 2,048 tokens": len(losses),
+        "whole, s a step": f"{all_of_it['seconds'] / len(losses):.0f}",
+        "whole, loss": f"{losses[0]:.2f} to {losses[-1]:.2f}",
+        "whole, peak GB": f"{all_of_it['peak_bytes'] / GB:.2f} of {WHOLE_GOAL / GB:.0f}",
+    }
+    for name, value in result.items():
+        print(f"{name}: {value}")
+    if not quick:
+        record("train_memory.py", result)
+    if as_json:
+        as_json.write_text(json.dumps(made, indent=2))
+    falls = len(losses) < 3 or sum(losses[-3:]) / 3 < losses[0]
+    met = (
+        one["beyond_bytes"] <= HEAD_GOAL
+        and same["difference"] <= EQUAL_GOAL
+        and all_of_it["peak_bytes"] <= WHOLE_GOAL
+        and falls
+    )
+    ratio = one["beyond_bytes"] / HEAD_GOAL
+    print(f"train_memory: ratio {ratio:.2f} (goal 1.00 or less), whole model {all_of_it['peak_bytes'] / GB:.1f} GB")
+    return 0 if met else 1
+
+
+def head(quick: bool) -> dict[str, Any]:
+    """One forward and backward of the head alone."""
+    tokens = 2048 if quick else 8192
+    generator = torch.Generator().manual_seed(0)
+    weight_VD = torch.empty(256_000, 2048, dtype=torch.bfloat16)
+    for rows in weight_VD.split(8192):
+        rows.copy_(torch.randn(rows.shape, generator=generator) * 0.02)
+    weight_VD.requires_grad_()
+    hidden_ND = torch.randn(tokens, 2048, generator=generator).requires_grad_()
+    target_N = torch.randint(0, 256_000, (tokens,), generator=generator)
+    (
+        hidden_ND[:256].detach() @ hidden_ND[:256].detach().T
+    ).sum()  # what the library of products takes at its first is no loss's
+    with PeakMemory() as peak:
+        started = time.perf_counter()
+        (summed_loss(hidden_ND, weight_VD, target_N) / tokens).backward()
+        seconds = time.perf_counter() - started
+    assert weight_VD.grad is not None and weight_VD.grad.dtype == torch.bfloat16
+    return {"tokens": tokens, "beyond_bytes": peak.beyond_bytes, "s": seconds}
+
+
+def equal(quick: bool) -> dict[str, Any]:
+    """The largest difference of loss and gradients from the plain ones, relative to their size, in float32."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (20_000 if quick else 64_000, 512)
+    hidden_ND = torch.randn(1024, shape[1], generator=generator)
+    weight_VD = torch.randn(shape, generator=generator) * 0.02
+    target_N = torch.randint(0, shape[0], (1024,), generator=generator)
+
+    def run(loss: Any) -> list[Tensor]:
+        hidden, weight = hidden_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()
+        total = loss(hidden, weight, target_N) / 1024
+        return [total.detach(), *torch.autograd.grad(total, (hidden, weight))]
+
+    plain = run(plain_summed_loss)
+    differences = [
+        ((one - other).norm() / other.norm()).item()
+        for loss in (summed_loss, summed_loss_by_vocabulary)
+        for one, other in zip(run(loss), plain, strict=True)
+    ]
+    return {"difference": max(differences)}
+
+
+def whole(quick: bool, steps: int) -> dict[str, Any]:
+    """Steps of the whole model, each on its own row."""
+    recipe = load_recipe(ROOT / "recipes" / "fox-1-1.6b.toml").recipe
+    shape = {"num_hidden_layers": 4} if quick else {}
+    vocab_size = 32_000 if quick else recipe.tokenizer.vocab_size
+    model = Transformer(ModelConfig.from_recipe(recipe.model.model_copy(update=shape), vocab_size))
+    model.initialise(torch.Generator().manual_seed(0))
+    narrow_matrices(model)
+    model.checkpointing = True
+    optimizer = make_optimizer(model, Optimizer(name="adafactor", peak_learning_rate=1e-2), PRECISION, seed=0)
+    losses = []
+    started = time.perf_counter()
+    for step in range(steps):
+        row_BT = made_up_row(step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_in_bf16(PRECISION)):
+            hidden_BTD = model(row_BT[:, :-1])
+            loss = summed_loss(hidden_BTD.flatten(0, 1), model.output_weight_VD, row_BT[:, 1:].flatten()) / 2048
+        del hidden_BTD
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        print(
+            f"step {step + 1}: loss {losses[-1]:.3f}, {time.perf_counter() - started:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    return {
+        "parameters": model.num_parameters(),
+        "losses": losses,
+        "seconds": time.perf_counter() - started,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def made_up_row(step: int) -> Tensor:
+    """2,049 tokens of the first thousand, each of which is followed by one of four."""
+    generator = torch.Generator().manual_seed(step)
+    row_BT = torch.zeros(1, 2049, dtype=torch.long)
+    choice_T = torch.randint(0, 4, (2049,), generator=generator).tolist()
+    for at in range(1, 2049):
+        row_BT[0, at] = (row_BT[0, at - 1] * 7 + choice_T[at] * 31 + 1) % 1000
+    return row_BT
+
+
+class PeakMemory:
+    """The most memory of this process within the block, beyond what it had before it."""
+
+    def __enter__(self) -> PeakMemory:
+        self._before = self._most = resident_bytes()
+        self._done = threading.Event()
+        self._watch = threading.Thread(target=self._look)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._watch.join()
+        # The system's own mark misses nothing, where it is higher than all that was there before.
+        highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.beyond_bytes = max(self._most, highest) - self._before
+
+    def _look(self) -> None:
+        while not self._done.wait(0.01):
+            self._most = max(self._most, resident_bytes())
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def in_own_process(part: str, quick: bool, steps: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--one", part, "quick" if quick else "full", str(steps)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

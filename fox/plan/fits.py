@@ -1,0 +1,77 @@
+"""Whether a recipe's training fits the memory that is free, told before its first step with the setting that would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fox.errors import Problem
+from fox.plan.memory import StageMemory, stage_memory
+from fox.plan.size import count_parameters
+from fox.recipe.schema import Recipe, Stage, Tune
+
+PROCESS_BYTES = 600_000_000
+"""Of a process that has imported torch and done a product."""
+
+
+def too_little_memory(
+    recipe: Recipe, key: str, stage: Stage, vocab_size: int, free_bytes: int, bf16_products: bool
+) -> Iterator[Problem]:
+    """A Problem where a step of `stage` (at `key`) takes more than `free_bytes` of one processor's memory, by estimate.
+
+    `bf16_products`: whether that processor would multiply in bf16 if it may choose.
+    """
+    needed = PROCESS_BYTES + _memory(recipe, stage, vocab_size, bf16_products).total
+    if needed <= free_bytes:
+        return
+    for overrides, other in _smaller(recipe, key, stage):
+        total = PROCESS_BYTES + _memory(*other, vocab_size, bf16_products).total
+        if total <= free_bytes:
+            mend = f"Try {' '.join(f'-o {one}' for one in overrides)} ({_gb(total)})."
+            break
+    else:
+        mend = "No setting of rows, recomputation, optimiser or precision would fit: make the model smaller."
+    reason = f"needs about {_gb(needed)} of memory, and {_gb(free_bytes)} are free"
+    yield Problem(f"{key}.rows", reason, mend, stage.rows)
+
+
+def _memory(recipe: Recipe, stage: Stage, vocab_size: int, bf16_products: bool) -> StageMemory:
+    wants_bf16 = recipe.train.precision == "bf16" or (recipe.train.precision != "float32" and bf16_products)
+    optimizer = stage.optimizer if isinstance(stage, Tune) else recipe.optimizer
+    parameters = count_parameters(recipe.model, vocab_size)
+    element_bytes = 2 if wants_bf16 else 4
+    return stage_memory(
+        recipe.model, parameters, vocab_size, stage, 1, stage.rows, element_bytes, True, optimizer, recipe.train
+    )
+
+
+def _smaller(recipe: Recipe, key: str, stage: Stage) -> Iterator[tuple[list[str], tuple[Recipe, Stage]]]:
+    """Overrides that need ever less, the least change of meaning first: fewer rows, recomputation, then other weights and moments."""
+    fewer = [rows for rows in range(stage.rows - 1, 0, -1) if stage.rows % rows == 0]
+    recomputing = _with(recipe, activation_checkpointing=True)
+    told = ["train.activation_checkpointing=true"]
+    if recipe.train.precision != "bf16-weights":  # whose steps are of one pass
+        yield from (([f"{key}.rows={rows}"], (recipe, _with_rows(stage, rows))) for rows in fewer)
+    yield told, (recomputing, stage)
+    if recipe.train.precision != "bf16-weights":
+        yield from (([f"{key}.rows={rows}", *told], (recomputing, _with_rows(stage, rows))) for rows in fewer)
+    of = "tune.optimizer" if isinstance(stage, Tune) else "optimizer"
+    told = [*told, "train.precision=bf16-weights", f"{of}.name=adafactor", f"{of}.peak_learning_rate=1e-2"]
+    adafactor = {"optimizer": recipe.optimizer.model_copy(update={"name": "adafactor"})}
+    narrow = _with(recomputing, precision="bf16-weights").model_copy(update=adafactor)
+    if isinstance(stage, Tune):
+        stage = stage.model_copy(update=adafactor)
+    for rows in (stage.rows, *fewer):
+        one_pass = [f"{key}.rows={rows}", f"{key}.batch_tokens={rows * stage.row_length}"]
+        yield [*told, *one_pass], (narrow, _with_rows(stage, rows))
+
+
+def _with(recipe: Recipe, **train: object) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update=train)})
+
+
+def _with_rows(stage: Stage, rows: int) -> Stage:
+    return stage.model_copy(update={"rows": rows})
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"

@@ -1,0 +1,193 @@
+"""What a recipe takes on this machine: each stage's step timed in small (fox/train/speed.py), for `fox plan`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from fox.artifacts import write_atomically
+from fox.errors import UserError
+from fox.plan import Measured, describe, plan
+from fox.plan.budget import as_dict, propose, seconds_of
+from fox.plan.describe_budget import describe_proposal
+from fox.plan.starter import starter_recipe
+from fox.recipe import LoadedRecipe, Recipe
+from fox.recipe.schema import Stage
+from fox.recipe.write import toml_page
+from fox.report.run_files import Facts, Manifest
+
+if TYPE_CHECKING:
+    from fox.train.speed import Shape, StepCost
+
+HOW = ("quick", "compiled", "no")
+LIMIT_S = 8.0
+"""How long all stages together are timed where blocks are not compiled, about."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What `fox plan` was asked on its command line."""
+
+    gpus: int = 1
+    gpu: str | None = None
+    mfu: float | None = None
+    tokens_per_second: float | None = None
+    measure: str = "quick"
+
+    def measures(self) -> bool:
+        """Whether this machine is to be timed. Raises UserError where HOW is none."""
+        if self.measure not in HOW:
+            raise UserError(
+                "--measure", self.measure, problem="is no way to measure", mend=f"One of: {', '.join(HOW)}."
+            )
+        other = self.gpu is not None or self.tokens_per_second is not None or self.mfu is not None or self.gpus != 1
+        return not other and self.measure != "no" and find_spec("torch") is not None
+
+
+def plan_recipe(recipe: Recipe, wish: Wish, as_json: bool, console: Console) -> str:
+    """The plan of a recipe as a page or as JSON; of this machine where no other is asked for, and torch is there."""
+    measured = measure_here(recipe, Path("runs") / recipe.name, wish.measure, console) if wish.measures() else None
+    made = plan(recipe, wish.gpus, wish.gpu, wish.mfu, wish.tokens_per_second, measured)
+    return json.dumps(made.as_dict(), indent=2) if as_json else describe(made)
+
+
+def propose_for(
+    loaded: LoadedRecipe | None, budget: str, wish: Wish, write: Path | None, as_json: bool, console: Console
+) -> str:
+    """What a time buys on this machine, as a page or as JSON; written as a recipe to `write`, too, where that is given."""
+    seconds = seconds_of(budget)
+    if write is not None and write.exists():
+        raise UserError(
+            "--write", str(write), problem="is there already", mend="Name a new file; nothing is overwritten."
+        )
+    base = loaded.recipe if loaded else starter_recipe()
+    given = wish.tokens_per_second
+    if given is None and not wish.measures():
+        raise UserError(
+            "--budget",
+            budget,
+            problem="needs this machine's speed, which is not measured here",
+            mend="Leave --gpu, --gpus, --mfu and --measure no away, or give --tokens-per-second of the recipe as it is.",
+        )
+    folder = Path("runs") / base.name
+
+    def speed_of(recipe: Recipe) -> dict[str, float]:
+        measured = measure_here(recipe, folder, wish.measure, console, limit_s=LIMIT_S / 2)
+        return {key: found.tokens_per_second for key, found in measured.items()}
+
+    def speed_as_given(recipe: Recipe) -> dict[str, float]:
+        """In proportion to the FLOPs: of the base it is known, of other sizes it is taken to be as efficient."""
+        flops = {
+            key: sum(s.flops for s in plan(r).stages) / plan(r).tokens for key, r in (("base", base), ("this", recipe))
+        }
+        return {stage.key: (given or 0.0) * flops["base"] / flops["this"] for stage in plan(recipe).stages}
+
+    made = propose(base, seconds, speed_as_given if given else speed_of, _train_tokens(base, folder))
+    if write is not None:
+        page = made.recipe.model_copy(update={"name": write.stem})
+        write_atomically(write, f"# Proposed by fox plan --budget {budget}.\n{toml_page(page.model_dump())}")
+        console.print(f"wrote {write}", highlight=False)
+        if loaded is None:
+            console.print(
+                "Its text is read from the folder text: change source.text-files.path to yours.", highlight=False
+            )
+    return json.dumps(as_dict(made), indent=2) if as_json else describe_proposal(made, budget, loaded is not None)
+
+
+def _train_tokens(recipe: Recipe, folder: Path) -> dict[str, int] | None:
+    """The tokens of each source's training text; None where one is not known."""
+    facts = data_facts(folder).sources
+    found = {name: facts[name].train.tokens for name in recipe.source if name in facts}
+    known = {name: tokens for name, tokens in found.items() if tokens is not None}
+    return known if len(known) == len(recipe.source) else None
+
+
+def measure_here(
+    recipe: Recipe, folder: Path, how: str, console: Console, limit_s: float = LIMIT_S
+) -> dict[str, Measured]:
+    """What this machine does in each stage, by the stage's key; a stage that is too large to be timed so quickly is missing.
+
+    `folder` is the recipe's run, which need not be there: where its data is made, documents are as long as they are in it.
+    """
+    from fox.train.speed import resident_bytes, time_step
+
+    compiled = how == "compiled" and recipe.train.compile
+    process_bytes = resident_bytes()
+    vocab_size = recipe.tokenizer.vocab_size
+    facts = data_facts(folder)
+    stages: dict[str, Stage] = {f"stage.{name}": stage for name, stage in recipe.stage.items()}
+    if recipe.tune:
+        stages["tune"] = recipe.tune
+    shapes = {key: _shape(recipe, stage, facts) for key, stage in stages.items()}
+    costs: list[tuple[Shape, StepCost | None]] = []
+    found: dict[str, Measured] = {}
+    kinds = {(shape.rows, shape.row_length) for shape in shapes.values()}
+    for key, stage in stages.items():
+        shape = shapes[key]
+        cost = next((cost for known, cost in costs if known == shape), None)
+        if cost is None:
+            optimizer = recipe.tune.optimizer if recipe.tune and key == "tune" else recipe.optimizer
+            with console.status(f"timing {key}: {shape.rows} rows of {shape.row_length} tokens"):
+                limit = limit_s / len(kinds)
+                cost = time_step(recipe.model, vocab_size, optimizer, shape, recipe.train, compiled, limit)
+            costs.append((shape, cost))
+        if cost is None:
+            continue
+        passes = max(1, round(stage.batch_tokens / (stage.rows * stage.row_length)))
+        found[key] = Measured(
+            tokens_per_second=cost.tokens_per_second(passes, passes * stage.rows * stage.row_length),
+            peak_bytes=process_bytes + cost.peak_bytes(passes),
+            bytes_per_row=cost.row_bytes,
+            machine_bytes=machine_bytes(),
+            compiled=compiled or not recipe.train.compile,
+            timed_rows=cost.timed_rows,
+        )
+    return found
+
+
+def data_facts(folder: Path) -> Facts:
+    """What the data of a run is known to hold; nothing where it is not made yet, or can't be read."""
+    try:
+        return Manifest.model_validate_json((folder / "manifests" / "data.json").read_bytes()).facts
+    except (OSError, ValueError):
+        return Facts()
+
+
+def machine_bytes() -> int:
+    """All memory of this machine, or of what a container may use of it; 0 where neither is told."""
+    try:
+        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        physical = 0
+    try:
+        allowed = int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return physical
+    return min(physical, allowed) if physical else allowed
+
+
+def _shape(recipe: Recipe, stage: Stage, facts: Facts) -> Shape:
+    """A stage's pass. Rows are cut at chunks, and at the ends of documents where these are known to be shorter."""
+    from fox.train.speed import Shape
+
+    lengths: dict[int, float] = {}
+    for mix_key, weight in stage.mix.items():
+        documents = _document_tokens(recipe.sources_of(mix_key, stage.mix), facts)
+        for chunk, share in stage.lengths_of(mix_key).items():
+            length = max(1, min(chunk, documents or chunk))
+            lengths[length] = lengths.get(length, 0.0) + weight * share
+    return Shape(stage.rows, stage.row_length, dict(sorted(lengths.items())))
+
+
+def _document_tokens(sources: list[str], facts: Facts) -> int | None:
+    """The mean document of some sources, in tokens; None where it is not known of all of them."""
+    trained = [facts.sources[name].train for name in sources if name in facts.sources]
+    tokens = sum(size.tokens or 0 for size in trained)
+    documents = sum(size.documents or 0 for size in trained)
+    return tokens // documents if len(trained) == len(sources) and documents else None

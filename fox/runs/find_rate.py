@@ -1,0 +1,236 @@
+"""`fox find-lr`: short runs from the same weights over the same data, each to a peak learning rate of its own, and all of the way down.
+
+A loss beside a rate that is still high says little: the decay that follows is what makes a high rate pay. So every trial warms up,
+holds and decays over its own few tokens, and the mean loss of its last tenth is compared. The trials are runs of the real loop in
+RUN/find-lr, with its checkpoints: a stopped search goes on, and one that is asked for again is only read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fox.artifacts import disk_failures, locked, sha256_of_json, write_atomically, write_json
+from fox.errors import Failure, UserError
+from fox.progress import Meter, meter
+from fox.recipe import LoadedRecipe, Recipe
+from fox.runs.folder import Run, flat
+from fox.runs.pipeline import do_steps
+from fox.runs.steps import open_shards, pretrain_inputs
+from fox.tokenizer import Tokenizer
+
+FACTOR = 2.0
+"""Between neighbouring rates."""
+MOST_EXTRA = 2
+"""Further rates that are tried where the best lies at an end."""
+_DIVERGED_NATS = 1.0
+"""A trial is given up where its loss stands so far above the lowest that it has had."""
+_FEWEST_STEPS = 50
+_DONE = "result.json"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one rate. `loss` is in nats a token; None where it diverged."""
+
+    rate: float
+    loss: float | None
+    steps: int
+    first_loss: float
+    curve: tuple[float, ...]
+
+
+class _Diverged(Exception):  # noqa: N818 (it never reaches a reader)
+    pass
+
+
+def find_rate(loaded: LoadedRecipe, folder: Path, num_rates: int, tokens: int | None, console: Console) -> list[Trial]:
+    """Try rates around the recipe's, draw them in RUN/find-lr, and give the trials in the order of their rates."""
+    recipe = loaded.recipe
+    short = _short_recipe(recipe, tokens)
+    run = do_steps(loaded, folder, ["tokenizer", "data"], None, console)
+    with locked(folder), disk_failures(folder):
+        centre = recipe.optimizer.peak_learning_rate
+        rates = [_three_figures(centre * FACTOR ** (n - num_rates // 2)) for n in range(num_rates)]
+        trials = [_trial(run, short, rate, console) for rate in rates]
+        for _ in range(MOST_EXTRA):
+            best = best_of(trials)
+            if best is None or best.rate not in (trials[0].rate, trials[-1].rate):
+                break
+            beyond = best.rate / FACTOR if best.rate == trials[0].rate else best.rate * FACTOR
+            trials = sorted([*trials, _trial(run, short, _three_figures(beyond), console)], key=lambda one: one.rate)
+        write_json(folder / "find-lr" / "results.json", [asdict(trial) for trial in trials])
+        write_atomically(folder / "find-lr" / "find-lr.png", _picture(trials))
+    return trials
+
+
+def best_of(trials: list[Trial]) -> Trial | None:
+    """The trial with the lowest loss; None where all diverged."""
+    done = [trial for trial in trials if trial.loss is not None]
+    return min(done, key=lambda trial: trial.loss or math.inf, default=None)
+
+
+def describe_trials(recipe: Recipe, trials: list[Trial], folder: Path) -> str:
+    """A table with a bar for each rate, and what to do with the best."""
+    best = best_of(trials)
+    losses = [trial.loss for trial in trials if trial.loss is not None]
+    lines = [f"{'rate':>9}  {'loss':>7}  longer is better", ""]
+    for trial in trials:
+        if trial.loss is None:
+            lines.append(f"{trial.rate:>9.3g}  diverged after {trial.steps} steps")
+            continue
+        span = max(losses) - min(losses) or 1.0
+        bar = "█" * (1 + round(24 * (max(losses) - trial.loss) / span))
+        lines.append(f"{trial.rate:>9.3g}  {trial.loss:>7.3f}  {bar}{'  best' if trial is best else ''}")
+    lines.append("")
+    if best is None:
+        lines.append(f"All diverged. Try lower ones: -o optimizer.peak_learning_rate={trials[0].rate / 16:.3g}")
+        return "\n".join(lines)
+    lines.append(
+        f"-o optimizer.peak_learning_rate={best.rate:.3g}   (the recipe has {recipe.optimizer.peak_learning_rate:g})"
+    )
+    if best.rate in (trials[0].rate, trials[-1].rate):
+        lines.append("It is the last that was tried at this end, so a better one may lie beyond it.")
+    lines.append(f"Found on {trials[0].steps} steps; a longer run bears the same or a somewhat lower rate.")
+    lines.append(f"The curves: {folder / 'find-lr' / 'find-lr.png'}")
+    return "\n".join(lines)
+
+
+def _short_recipe(recipe: Recipe, tokens: int | None) -> Recipe:
+    """The recipe's first stage alone, cut to so many tokens, with a schedule of its own."""
+    name, stage = next(iter(recipe.stage.items()))
+    wanted = tokens or max(_FEWEST_STEPS * stage.batch_tokens, recipe_tokens(recipe) // 50)
+    steps = round(min(wanted, stage.tokens) / stage.batch_tokens)
+    if steps < _FEWEST_STEPS // 5:
+        raise UserError(
+            "--tokens" if tokens else f"stage.{name}.tokens",
+            wanted,
+            problem=f"are {steps} steps of {stage.batch_tokens:,} tokens, too few to tell rates apart",
+            mend=f"Give --tokens {_FEWEST_STEPS * stage.batch_tokens} or more, or a longer first stage.",
+        )
+    page = recipe.model_dump()
+    cut = steps * stage.batch_tokens
+    page["stage"] = {name: {**page["stage"][name], "tokens": cut, "batch_ramp": None}}
+    page["schedule"] = {"warmup_tokens": cut // 10, "decay_tokens": cut // 3, "decay_shape": "linear"}
+    page["train"] |= {"average_checkpoints": 0, "keep_checkpoints": 1}
+    page["tune"] = None
+    return Recipe.model_validate(page)
+
+
+def recipe_tokens(recipe: Recipe) -> int:
+    """Of pre-training."""
+    return sum(stage.tokens for stage in recipe.stage.values())
+
+
+def _trial(run: Run, short: Recipe, rate: float, console: Console) -> Trial:
+    """What comes of one rate; read where it was tried before with the same recipe and data."""
+    from fox.train.stages import new_model, pretrain
+
+    page = short.model_dump()
+    page["optimizer"]["peak_learning_rate"] = rate
+    recipe = Recipe.model_validate(page)
+    inputs = pretrain_inputs(Run(run.folder, LoadedRecipe(recipe, {})))
+    folder = run.folder / "find-lr" / f"rate-{rate:g}-{sha256_of_json(inputs)[:12]}"
+    known = _read(folder / _DONE)
+    if known:
+        return known
+    tokenizer = Tokenizer.load(run.folder / "tokenizer")
+    folder.mkdir(parents=True, exist_ok=True)
+    total = recipe_tokens(recipe)
+    diverged = False
+    with meter(f"rate {rate:g}", total, "tokens", console=console) as shown:
+        watch = _Watch(shown, folder / "metrics.jsonl")
+        try:
+            pretrain(
+                recipe,
+                new_model(recipe, tokenizer.vocab_size),
+                open_shards(run, "train", tokenizer.vocab_size),
+                folder,
+                flat(inputs),
+                watch,
+                lambda *_: None,
+            )
+        except _Diverged:
+            diverged = True
+        except Failure:
+            if not _has_no_number(folder / "metrics.jsonl") and not watch.losses:
+                raise
+            diverged = True
+    losses = _losses(folder / "metrics.jsonl")
+    tail = losses[-max(1, len(losses) // 10) :]
+    loss = None if diverged or not losses or not all(map(math.isfinite, tail)) else sum(tail) / len(tail)
+    first = losses[0] if losses else math.nan
+    curve = tuple(round(one, 4) if math.isfinite(one) else 99.0 for one in losses)
+    trial = Trial(rate, loss, len(losses), first, curve)
+    write_json(folder / _DONE, asdict(trial))
+    for made in ("checkpoints", "packing"):
+        shutil.rmtree(folder / made, ignore_errors=True)
+    return trial
+
+
+class _Watch(Meter):
+    """Shows how far a trial is, and ends one that has diverged."""
+
+    def __init__(self, shown: Meter, metrics: Path) -> None:
+        super().__init__(shown.label, shown.total, shown.unit)
+        self._shown, self._metrics = shown, metrics
+        self.losses: list[float] = []
+
+    def advance_to(self, done: int, note: str = "") -> None:
+        self._shown.advance_to(done, note)
+        self.losses = _losses(self._metrics)
+        last = self.losses[-3:]
+        if any(not math.isfinite(loss) for loss in last) or min(last) > min(self.losses) + _DIVERGED_NATS:
+            raise _Diverged
+
+
+def _losses(metrics: Path) -> list[float]:
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return [row["loss"] if isinstance(row.get("loss"), int | float) else math.nan for row in rows]
+
+
+def _has_no_number(metrics: Path) -> bool:
+    return any(not math.isfinite(loss) for loss in _losses(metrics))
+
+
+def _read(path: Path) -> Trial | None:
+    try:
+        page: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return Trial(**{**page, "curve": tuple(page["curve"])})
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _picture(trials: list[Trial]) -> bytes:
+    """Loss by rate, and each trial's curve, as a PNG."""
+    from matplotlib.figure import Figure
+
+    from fox.report.style import BASELINE, MODEL, SOURCES, chart_style, png
+
+    with chart_style(9):
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        done = [(trial.rate, trial.loss) for trial in trials if trial.loss is not None]
+        left.plot([rate for rate, _ in done], [loss for _, loss in done], color=MODEL, marker="o")
+        left.set_xscale("log")
+        left.set_title("Loss at the end, nats a token", loc="left")
+        left.set_xlabel("peak learning rate")
+        top = max((trial.first_loss for trial in trials if math.isfinite(trial.first_loss)), default=1.0)
+        for number, trial in enumerate(trials):
+            colour = SOURCES[number] if number < len(SOURCES) else BASELINE
+            curve = [min(loss, top) for loss in trial.curve]
+            right.plot(range(1, len(curve) + 1), curve, color=colour, linewidth=1, label=f"{trial.rate:.3g}")
+        right.set_title("Loss by step", loc="left")
+        right.legend(frameon=False)
+        return png(figure)
+
+
+def _three_figures(number: float) -> float:
+    return float(f"{number:.2e}")

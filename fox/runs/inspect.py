@@ -1,0 +1,102 @@
+"""What a step of the pre-training is made of, document by document: from the index that the run keeps, without training anything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from fox.data.corpus import shard_path
+from fox.errors import Failure, UserError
+from fox.formats.token_shards import Shard
+from fox.recipe import Recipe
+from fox.tokenizer import Tokenizer
+from fox.train.curriculum import Chunk, Row, StageOrder, curriculum, told
+from fox.train.packing import Packing, open_packing
+
+
+def inspect_step(folder: Path, step: int, tokens: int) -> Iterator[str]:
+    """The lines that tell of the `step` (from 1) of the run in `folder`; of each document its first `tokens`, decoded.
+
+    Raises UserError where there is no such step or run, Failure where the run's files are damaged.
+    """
+    recipe = _recipe(folder)
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    shards = {name: Shard(shard_path(folder / "data", name, "train"), tokenizer.vocab_size) for name in recipe.source}
+    orders = curriculum(recipe, recipe.stage, {name: len(shard.tokens) for name, shard in shards.items()})
+    steps = orders[-1].first_step + orders[-1].steps
+    if not 1 <= step <= steps:
+        raise UserError("--step", step, problem="is no step of this run", mend=f"Give one from 1 to {steps}.")
+    index = open_packing(folder / "pretrain" / "packing", orders, shards)
+    order = next(order for order in reversed(orders) if order.first_step < step).after(_events(folder))
+    yield from _lines(order, step, steps, index, tokenizer, tokens)
+
+
+def _recipe(folder: Path) -> Recipe:
+    path = folder / "recipe.json"
+    if not (folder / "pretrain" / "packing" / "manifest.json").is_file():
+        raise UserError(
+            "RUN",
+            str(folder),
+            problem="has no packed documents: its pre-training has not begun",
+            mend="Name a run's folder, such as runs/tiny, after `fox pretrain` or `fox run`.",
+        )
+    try:
+        return Recipe.model_validate(json.loads(path.read_bytes())["recipe"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, ValidationError) as error:
+        raise Failure(f"{path}: can't be read ({type(error).__name__}). Put it back, or train again.") from None
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    """The run's record."""
+    path = folder / "pretrain" / "events.jsonl"
+    try:
+        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    except (OSError, ValueError, RecursionError) as error:
+        raise Failure(f"{path}: can't be read ({error}). The next checkpoint of the run writes it anew.") from None
+
+
+def _lines(
+    order: StageOrder, step: int, steps: int, index: Packing, tokenizer: Tokenizer, tokens: int
+) -> Iterator[str]:
+    in_stage = step - 1 - order.first_step
+    rows = order.rows_of_step(in_stage)
+    yield (
+        f"step {step} of {steps}: stage {order.name}, its step {in_stage + 1} of {order.steps}; "
+        f"{len(rows)} rows of {order.stage.row_length} tokens"
+    )
+    drawn = told(rows, order.stage.row_length)["mix"]
+    total = sum(drawn.values())
+    for source, share in order.mix_at(in_stage).items():
+        yield f"  {source}: {share:.2%} of the mixture, {drawn.get(source, 0) / total:.2%} of this step"
+    for number, row in enumerate(rows, start=1):
+        yield from _row_lines(number, row, index, tokenizer, tokens)
+
+
+def _row_lines(number: int, row: Row, index: Packing, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
+    lane = row[0].lane
+    chunks = "one chunk" if len(row) == 1 else f"{len(row)} chunks"
+    yield f"row {number}: {lane.source}, {chunks} of {lane.length}"
+    for place, chunk in enumerate(row, start=1):
+        epoch, again = index.epoch_of(chunk)
+        yield f"  chunk {place}: epoch {epoch + 1}{', again in this stage' if again else ''}"
+        yield from _chunk_lines(chunk, index, tokenizer, tokens)
+
+
+def _chunk_lines(chunk: Chunk, index: Packing, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
+    shard = index.shards[chunk.lane.source]
+    starts, lengths = index.pieces(chunk)
+    for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
+        document = int(np.searchsorted(shard.ends, start, side="right"))
+        first, end = shard.span(document)
+        span = f"tokens {start - first} to {start - first + length - 1} of {end - first}"
+        text = tokenizer.decode(shard.tokens[start : start + min(length, tokens)].tolist())
+        cut = "whole" if length == end - first else "cut"
+        yield f"    document {document}, {span}, {cut}: {json.dumps(text, ensure_ascii=False)}"
+    room = chunk.lane.length - int(lengths.sum())
+    if room:
+        yield f"    padding: {room} tokens"

@@ -1,0 +1,29 @@
+"""torch.compile for training: one piece of code for all blocks, made once for each shape of a stage."""
+
+from __future__ import annotations
+
+import shutil
+
+import torch
+
+from fox.errors import UserError
+from fox.model import Transformer
+
+
+def compile_blocks(model: Transformer) -> None:
+    """Compile the blocks of `model` in place. They share one piece of code, so that it is made once for each shape of a stage.
+
+    Raises UserError where there is no compiler for a processor's code.
+    """
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if on_cpu and not shutil.which("g++") and not shutil.which("clang++"):
+        raise UserError(
+            "train.compile",
+            True,
+            problem="needs a C++ compiler, and there is no g++ or clang++",
+            mend="Install one, or -o train.compile=false.",
+        )
+    torch._dynamo.config.recompile_limit = 64  # a shape for each stage; the default of 8 falls back to eager in silence
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    for block in model.layers:
+        block.compile(dynamic=False)

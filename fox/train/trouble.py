@@ -1,0 +1,252 @@
+"""Trouble in the loss, seen before the optimiser steps: what is not finite, what spikes, and what drifts away.
+
+A step whose loss or gradient norm is no finite number, or lies many deviations above those of the last steps, is skipped: no
+weight changes, and its data are passed over. OLMo 2 does so (arXiv 2501.00656; OLMo-core's SkipStepOptimizer has a window of
+128 steps and 6 deviations, which are ours, too). Here only rises count, a skipped step does not widen the band for the next,
+and norms are compared by their logarithm, for theirs is the longer tail.
+
+Where too many steps in a row are skipped, or the loss as a whole has left its band, the weights are taken to be spoilt: the run
+rolls back to a checkpoint from before, and passes over the data from there to here. That is PaLM's remedy (Chowdhery et al.,
+arXiv 2204.02311, section 5.1), which found that the same data did no harm to other weights.
+
+A watch knows nothing but the rows of metrics.jsonl, so that a run that goes on takes the decisions that it would have taken.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from fox.errors import Failure
+from fox.recipe.schema import Train
+
+WINDOW = 128
+FEWEST = 32
+"""A band of the last 128 good steps of the stage, and none before there are so many."""
+
+_BLOCKS = 4
+"""A drift is judged by the best of so many windows before it: its own first steps are in the newest one, and widen that."""
+
+_LEAST_OF_LOSS = 0.005
+_LEAST_OF_NORM = 0.1
+"""A deviation is at least so much (of the loss: a share of it), however quiet the steps before were."""
+
+_OF_MEDIAN = 1.4826  # the median absolute deviation of a normal distribution, times this, is its standard deviation
+_READ = ("step", "tokens", "stage", "loss", "gradient_norm", "skipped", "passed_over")
+_DRIFT = 2 / 3  # a drift's median need not lie as far out as one step's spike
+_FARTHEST = 20.0  # deviations: no single value counts as farther out, or one spike would hide the next
+
+Event = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to do with a step whose gradient is known. `since` is the first step of the trouble, counted from 1."""
+
+    action: Literal["go", "skip", "roll_back"]
+    reason: str = ""
+    since: int = 0
+
+
+class Watch:
+    """Judges each step by those before it. `rows` are those before it of metrics.jsonl, or the `newest_rows` of them."""
+
+    def __init__(self, rules: Train, warmup_tokens: int, rows: Iterable[Row] = ()) -> None:
+        self._rules, self._warmup_tokens = rules, warmup_tokens
+        self._stage: str | None = None
+        self._good: deque[tuple[int, float, float]] = deque(maxlen=_steps_known(rules))
+        self._skipped: list[Row] = []
+        for row in rows:
+            self._remember(row)
+
+    @property
+    def skips_in_a_row(self) -> int:
+        """How many of the newest steps were skipped, one after the other."""
+        return len(self._skipped)
+
+    def judge(self, row: Row) -> Verdict:
+        """What to do with a step, told by `step`, `tokens`, `stage`, `loss` and `gradient_norm` of its row; and remember it."""
+        self._enter(row["stage"])
+        reason = self._spike(row["loss"], row["gradient_norm"])
+        self._remember({**row, "skipped": reason} if reason else row)
+        if len(self._skipped) >= self._rules.skips_in_a_row:
+            steps = len(self._skipped)
+            return Verdict("roll_back", f"{steps} steps in a row were skipped: {reason}", self._skipped[0]["step"])
+        if reason:
+            return Verdict("skip", reason, self._skipped[0]["step"])
+        return self._drift() or Verdict("go")
+
+    def pass_over(self, row: Row) -> None:
+        """Remember a step that was not done at all."""
+        self._remember(row)
+
+    def _enter(self, stage: str) -> None:
+        """Another stage has other data: its losses say nothing of these."""
+        if stage != self._stage:
+            self._stage = stage
+            self._good.clear()
+            self._skipped = []
+
+    def _remember(self, row: Row) -> None:
+        self._enter(row["stage"])
+        if "skipped" in row:
+            self._skipped.append(row)
+            return
+        # One that stood alone did no harm to the weights, and may be of a rare kind of data: it widens the band for the next.
+        alone = self._skipped if len(self._skipped) == 1 and _is_finite(self._skipped[0]) else []
+        # While the rate still rises, so may the loss, as in models that had come to rest (arXiv 2308.04014).
+        if "passed_over" not in row and row["tokens"] > self._warmup_tokens:
+            self._good.extend((seen["step"], seen["loss"], _log(seen["gradient_norm"])) for seen in (*alone, row))
+        self._skipped = []
+
+    def _spike(self, loss: float, norm: float) -> str:
+        """What is wrong with a step by itself, or nothing."""
+        for name, value in (("loss", loss), ("gradient", norm)):
+            if not math.isfinite(value):
+                return f"the {name} is no longer finite"
+        newest = list(self._good)[-WINDOW:]
+        if len(newest) < FEWEST:
+            return ""
+        limit = self._rules.spike_deviations
+        far, usual = _above(loss, [loss for _, loss, _ in newest], _LEAST_OF_LOSS, relative=True)
+        if far > limit:
+            return f"the loss {loss:.4g} is {far:.1f} deviations above the usual {usual:.4g}"
+        far, usual = _above(_log(norm), [norm for _, _, norm in newest], _LEAST_OF_NORM)
+        if far > limit:
+            return f"the gradient norm {norm:.4g} is {far:.1f} deviations above the usual {math.exp(usual):.4g}"
+        return ""
+
+    def _drift(self) -> Verdict | None:
+        """A loss that has risen as a whole, though no step of it was a spike: its newest steps against those before them."""
+        losses = [loss for _, loss, _ in self._good]
+        recent, before = losses[-self._rules.drift_steps :], losses[: -self._rules.drift_steps]
+        blocks = [before[max(0, end - WINDOW) : end] for end in range(len(before), FEWEST - 1, -WINDOW)]
+        if not blocks:
+            return None
+        median = _median(recent)
+        far, usual = _above(median, min(blocks, key=_median), _LEAST_OF_LOSS, relative=True)
+        if far <= self._rules.spike_deviations * _DRIFT:
+            return None
+        reason = (
+            f"the median loss of {len(recent)} steps, {median:.4g}, is {far:.1f} deviations above the usual {usual:.4g}"
+        )
+        return Verdict("roll_back", reason, self._good[-len(recent)][0])
+
+
+def newest_rows(lines: Sequence[bytes | str], rules: Train) -> list[dict[str, Any]]:
+    """Of the lines of metrics.jsonl, as many as make up all that a watch knows, and of their keys those that it reads."""
+    rows: list[dict[str, Any]] = []
+    good = 0
+    for line in reversed(lines):
+        row = json.loads(line)
+        if good == _steps_known(rules) or (rows and row["stage"] != rows[-1]["stage"]):
+            break
+        rows.append({key: row[key] for key in _READ if key in row})
+        good += "loss" in row and "skipped" not in row
+    return rows[::-1]
+
+
+def roll_back_event(
+    verdict: Verdict, step: int, events: Sequence[Event], checkpoints: Iterable[int], most: int
+) -> Event:
+    """The roll-back from `step` as it goes on record: `to` is the step of the checkpoint to go back to.
+
+    The newest one from before the trouble; where the last roll-back led nowhere, one that is older than that one's, as long as
+    there is one. Raises Failure where there is none at all, or after `most` roll-backs that led nowhere.
+    """
+    before = sorted(kept for kept in checkpoints if kept < verdict.since)
+    in_vain = _in_vain(events, before[-1] if before else 0)
+    if not before:
+        raise _given_up(step, verdict, "there is no checkpoint from before the trouble")
+    if len(in_vain) >= most:
+        raise _given_up(
+            step, verdict, f"{len(in_vain)} roll-backs have not helped" if most else "none may be rolled back"
+        )
+    older = [kept for kept in before if kept < in_vain[-1]["to"]] if in_vain else before
+    return {
+        "event": "roll_back",
+        "step": step,
+        "to": (older or before)[-1],
+        "since": verdict.since,
+        "reason": verdict.reason,
+    }
+
+
+def skip_event(verdict: Verdict, step: int) -> Event:
+    """A skipped step as it goes on record."""
+    return {"event": "skip", "step": step, "reason": verdict.reason}
+
+
+def passed_over(events: Iterable[Event], step: int) -> Event | None:
+    """The roll-back that passes over `step` (counted from 1), where there is one."""
+    return next(
+        (event for event in events if event["event"] == "roll_back" and event["to"] < step <= event["step"]), None
+    )
+
+
+def undone_by(recorded: Iterable[Event], known: Sequence[Event], step: int) -> Event | None:
+    """The roll-back by which the checkpoint of `step`, which knows the events in `known`, was to be left; a kill came between."""
+    for event in recorded:
+        if event["event"] == "roll_back" and event["to"] < step and event not in known:
+            return event
+    return None
+
+
+def _in_vain(events: Sequence[Event], newest: int) -> list[Event]:
+    """The last roll-backs, oldest first, after each of which no good checkpoint was made further on than where it came from."""
+    chain: list[Event] = []
+    for event in reversed([event for event in events if event["event"] == "roll_back"]):
+        if newest > event["step"]:
+            break
+        chain.insert(0, event)
+        newest = event["to"]
+    return chain
+
+
+def _given_up(step: int, verdict: Verdict, why: str) -> Failure:
+    return Failure(
+        f"step {step}: {verdict.reason} (since step {verdict.since}), and {why}. "
+        "Lower optimizer.peak_learning_rate, or lengthen schedule.warmup_tokens, and start another run with --out, "
+        "or train again with --redo pretrain (of tuning: --redo tune). events.jsonl has what was skipped. Where losses like "
+        "these are what your data have, raise train.spike_deviations and run the same command again: it goes on."
+    )
+
+
+def _steps_known(rules: Train) -> int:
+    return _BLOCKS * WINDOW + rules.drift_steps
+
+
+def _above(value: float, others: Sequence[float], least: float, relative: bool = False) -> tuple[float, float]:
+    """How many deviations `value` lies above the median of `others`, or 0; and that median.
+
+    Of two deviations the larger one counts: that about the median, and that which single steps of another kind widen.
+    """
+    centre = _median(others)
+    if value <= centre:
+        return 0.0, centre
+    least = max(least * abs(centre) if relative else least, math.ulp(0.0))
+    about_median = max(_OF_MEDIAN * _median([abs(other - centre) for other in others]), least)
+    farthest = centre + _FARTHEST * about_median
+    clipped = [min(other, farthest) for other in others]
+    mean = math.fsum(clipped) / len(clipped)
+    standard = math.hypot(*[other - mean for other in clipped]) / math.sqrt(len(clipped) - 1)
+    return (value - centre) / max(about_median, standard), centre
+
+
+def _median(values: Sequence[float]) -> float:
+    """The lower of two in the middle: a value that was there."""
+    return sorted(values)[(len(values) - 1) // 2]
+
+
+def _is_finite(row: Row) -> bool:
+    return math.isfinite(row.get("loss", math.nan)) and math.isfinite(row.get("gradient_norm", math.nan))
+
+
+def _log(norm: float) -> float:
+    """Of a gradient that is zero, a number as small as any."""
+    return math.log(max(norm, 1e-30))

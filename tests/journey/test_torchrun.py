@@ -1,0 +1,187 @@
+"""`torchrun -m fox …`: the same run on 2 and 4 ranks, cut by rows and by heads, stopped, killed, and gone on with on other ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.journey.micro_run import ENVIRONMENT, fox, kill_when, leftovers, num_rows, undo
+
+RUN = Path("runs/micro")
+METRICS = RUN / "pretrain/metrics.jsonl"
+SMALL_PASSES = [word for stage in ("short", "longer", "last") for word in ("-o", f"stage.{stage}.rows=2")]
+# At the micro recipe's rate of 1e-2, twenty steps carry a difference of 1e-7 up to 1e-4; these are calm enough for 1e-5 at the end.
+CALM = ("-o", "optimizer.peak_learning_rate=1e-3", "-o", "optimizer.eps=1e-5")
+PRETRAIN = ("pretrain", "micro.toml", *CALM)
+DATA = ("step", "tokens", "stage", "targets", "mix", "chunk_length", "learning_rate")
+
+
+def start(folder: Path, ranks: int, *words: str, restarts: int = 0) -> subprocess.Popen[str]:
+    """`fox` on so many gloo ranks of this machine."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *torchrun, "--max-restarts", str(restarts), "-m", "fox", *words]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=folder, env=ENVIRONMENT, text=True, **pipes)  # type: ignore[call-overload]
+
+
+def torchrun(folder: Path, ranks: int, *words: str, expect: int = 0) -> str:
+    """What all ranks wrote to their errors, once torchrun ended with `expect`."""
+    process = start(folder, ranks, *words)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == expect, f"exit code {process.returncode}, not {expect}:\n{errors}"
+    return errors
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not reached() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    assert reached() and process.poll() is None
+
+
+def ranks_of(launcher: int) -> list[int]:
+    """The processes that torchrun has started, by rank."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    found = {}
+    for child in children:
+        environment = dict(
+            entry.split("=", 1) for entry in Path(f"/proc/{child}/environ").read_text().split("\0") if "=" in entry
+        )
+        found[int(environment["RANK"])] = int(child)
+    return [found[rank] for rank in sorted(found)]
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "pretrain/metrics.jsonl").read_text().splitlines()]
+
+
+def events(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "pretrain/events.jsonl").read_text().splitlines()]
+
+
+def assert_same_training(made: Path, whole: Path) -> None:
+    """The same data in the same order, and the same numbers but for the order in which they are added."""
+    mine, theirs = rows(made), rows(whole)
+    assert [[row[key] for key in DATA if key in row] for row in mine] == [
+        [row[key] for key in DATA if key in row] for row in theirs
+    ]
+    for key in ("loss", "gradient_norm"):
+        assert [row[key] for row in mine] == pytest.approx([row[key] for row in theirs], rel=1e-5)
+    for scores in sorted((whole / "pretrain/heldout").iterdir()):
+        bits = [json.loads((run / "pretrain/heldout" / scores.name).read_text()) for run in (made, whole)]
+        assert bits[0]["bits_per_byte"] == pytest.approx(bits[1]["bits_per_byte"], abs=2e-4)  # of four digits
+
+
+@pytest.fixture(scope="module")
+def calm(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run of one process to compare with. Do not change it."""
+    folder = shutil.copytree(finished, tmp_path_factory.mktemp("calm") / "world")
+    undo(folder / RUN, "pretrain")
+    fox(folder, *PRETRAIN)
+    return folder
+
+
+def test_two_ranks_train_as_one_process_does(untrained: Path, calm: Path) -> None:
+    said = torchrun(untrained, 2, *PRETRAIN)
+    assert said.count("scoring held-out text after stage last") == 1
+    assert_same_training(untrained / RUN, calm / RUN)
+    assert json.loads((untrained / RUN / "manifests/pretrain.json").read_text())["facts"]["ranks"] == 2
+    newest = max((untrained / RUN / "pretrain/checkpoints").glob("step-*"))
+    assert {"__0_0.distcp", "__1_0.distcp"} < {path.name for path in newest.iterdir()}
+    assert leftovers(untrained / RUN) == []
+    fox(untrained, "run", "micro.toml", *CALM)  # the model is a Hugging Face directory like any other
+
+
+def test_a_batch_that_does_not_divide_is_told_once_and_before_any_work(world: Path) -> None:
+    said = torchrun(world, 4, *PRETRAIN, expect=1)
+    assert said.count("error: stage.short.batch_tokens = 256: is no multiple of ranks x rows x chunk length") == 1
+    assert "-o stage.short.batch_tokens=512" in said and "exitcode  : 2" in said
+    assert not (world / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ranks", "words"),
+    [
+        (4, SMALL_PASSES),
+        (2, ["-o", "train.tensor_parallel=2"]),
+        (4, ["-o", "train.tensor_parallel=2"]),
+    ],
+    ids=["fsdp-4", "tensor-2", "fsdp-2-x-tensor-2"],
+)
+def test_every_way_to_share_trains_as_one_process_does(
+    untrained: Path, calm: Path, ranks: int, words: Sequence[str]
+) -> None:
+    torchrun(untrained, ranks, *PRETRAIN, *words)
+    assert_same_training(untrained / RUN, calm / RUN)
+
+
+@pytest.mark.slow
+def test_the_comparison_notices_gradients_that_are_not_summed(untrained: Path, calm: Path) -> None:
+    damage = untrained / "damage"
+    damage.mkdir()
+    (damage / "sitecustomize.py").write_text(
+        "from torch.distributed.fsdp import FSDPModule\n"
+        "true = FSDPModule.set_gradient_divide_factor\n"
+        "FSDPModule.set_gradient_divide_factor = lambda self, factor: true(self, 1.01)\n"
+    )
+    before = ENVIRONMENT["PYTHONPATH"]
+    ENVIRONMENT["PYTHONPATH"] = f"{damage}{os.pathsep}{before}"
+    try:
+        torchrun(untrained, 2, *PRETRAIN)
+    finally:
+        ENVIRONMENT["PYTHONPATH"] = before
+    with pytest.raises(AssertionError):
+        assert_same_training(untrained / RUN, calm / RUN)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_number_of_ranks(untrained: Path, calm: Path) -> None:
+    words = (*PRETRAIN, *SMALL_PASSES)
+    reach = lambda count: lambda: num_rows(untrained / METRICS) >= count  # noqa: E731
+    kill_when(reach(4), untrained, *words)
+    for ranks, until, more in ((2, 7, ()), (4, 11, ("-o", "train.tensor_parallel=2")), (4, 14, ())):
+        process = start(untrained, ranks, *words, *more)
+        wait_until(reach(until), process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=100)
+    fox(untrained, *words)
+    assert_same_training(untrained / RUN, calm / RUN)
+    went_on = [event["ranks"] for event in events(untrained / RUN) if event["event"] == "went on"]
+    assert went_on == [1 if not at else ranks for at, ranks in enumerate((2, 4, 4, 1), start=1)]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_restarts_all_and_the_run_goes_on_by_itself(untrained: Path, calm: Path) -> None:
+    process = start(untrained, 2, *PRETRAIN, restarts=3)
+    for rank, count in ((1, 5), (0, 11)):
+        wait_until(lambda count=count: num_rows(untrained / METRICS) >= count, process)  # type: ignore[misc]
+        os.kill(ranks_of(process.pid)[rank], signal.SIGKILL)
+        wait_until(lambda count=count: num_rows(untrained / METRICS) < count, process)  # type: ignore[misc]
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert_same_training(untrained / RUN, calm / RUN)
+    assert len([event for event in events(untrained / RUN) if event["event"] == "went on"]) == 2
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves_the_step_under_way(untrained: Path, calm: Path) -> None:
+    process = start(untrained, 2, *PRETRAIN)
+    wait_until(lambda: num_rows(untrained / METRICS) >= 4, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode != 0 and said.count("stopped: asked to end (SIGTERM): saved a checkpoint of step") == 1
+    stopped = events(untrained / RUN)[-1]
+    assert stopped["event"] == "stopped" and stopped["step"] == num_rows(untrained / METRICS)
+    torchrun(untrained, 2, *PRETRAIN)
+    assert_same_training(untrained / RUN, calm / RUN)

@@ -1,0 +1,75 @@
+"""The search for a learning rate: what is told of trials, and a whole search over the micro world's text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from fox.errors import UserError
+from fox.recipe import LoadedRecipe, load_recipe
+from fox.runs.find_rate import Trial, best_of, describe_trials, find_rate
+from tests.journey.micro_run import write_world
+
+QUIET = Console(quiet=True)
+
+
+def trial(rate: float, loss: float | None) -> Trial:
+    return Trial(rate, loss, 50, 8.0, (8.0, loss or 99.0))
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LoadedRecipe:
+    monkeypatch.chdir(write_world(tmp_path / "world"))
+    return load_recipe("micro.toml", ["train.max_epochs=100"])
+
+
+def test_the_best_is_named_and_bars_follow_the_losses(loaded: LoadedRecipe) -> None:
+    told = describe_trials(
+        loaded.recipe, [trial(1e-3, 5.0), trial(2e-3, 4.0), trial(4e-3, 4.5), trial(8e-3, None)], Path("runs/x")
+    )
+    lines = told.splitlines()
+    assert "-o optimizer.peak_learning_rate=0.002" in told and lines[3].endswith("best")
+    assert [line.count("█") for line in lines[2:6]] == [1, 25, 13, 0]
+    assert "diverged after 50 steps" in lines[5]
+    assert "may lie beyond" not in told
+    assert [line for line in lines if len(line) > 80] == []
+
+
+def test_at_an_end_it_says_that_a_better_one_may_lie_beyond(loaded: LoadedRecipe) -> None:
+    assert "may lie beyond" in describe_trials(loaded.recipe, [trial(1e-3, 4.0), trial(2e-3, 4.5)], Path("x"))
+
+
+def test_where_all_diverged_nothing_is_proposed(loaded: LoadedRecipe) -> None:
+    trials = [trial(1.0, None), trial(2.0, None)]
+    assert best_of(trials) is None
+    assert "All diverged" in describe_trials(loaded.recipe, trials, Path("x"))
+
+
+def test_too_few_tokens_are_refused_before_any_work(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="too few to tell rates apart"):
+        find_rate(loaded, tmp_path / "run", 3, 300, QUIET)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_search_ends_with_a_picture_and_is_not_done_twice(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    trials = find_rate(loaded, run, 3, 2560, QUIET)
+    assert [one.rate for one in trials][:3] == [0.005, 0.01, 0.02]
+    assert all(one.loss and one.loss < one.first_loss for one in trials)
+    assert len({one.first_loss for one in trials}) == 1, "all begin with the same weights and data"
+    assert (run / "find-lr/find-lr.png").read_bytes().startswith(b"\x89PNG")
+    assert list((run / "find-lr").glob("rate-*/checkpoints")) == []
+    rows = {path: path.stat().st_mtime_ns for path in (run / "find-lr").glob("rate-*/metrics.jsonl")}
+    assert find_rate(loaded, run, 3, 2560, QUIET) == trials
+    assert {path: path.stat().st_mtime_ns for path in rows} == rows, "nothing is trained again"
+
+
+def test_a_rate_that_diverges_ends_early_and_is_told(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    wild = load_recipe("micro.toml", ["train.max_epochs=100", "optimizer.peak_learning_rate=30"])
+    trials = find_rate(wild, tmp_path / "run", 3, 2560, QUIET)
+    assert any(one.loss is None for one in trials)
+    results = json.loads((tmp_path / "run/find-lr/results.json").read_text())
+    assert [one["rate"] for one in results] == [one.rate for one in trials]

@@ -1,0 +1,42 @@
+"""Too little memory is told before the first step, with what would fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fox.model import loss_by_vocabulary
+from fox.plan import memory
+from fox.plan.fits import too_little_memory
+from fox.recipe import Recipe, load_recipe
+
+PAGE = Path(__file__).parents[2] / "recipes" / "fox-1-1.6b.toml"
+
+
+def told(recipe: Recipe, free_gb: float) -> list[str]:
+    stage = recipe.stage["broad"]
+    problems = too_little_memory(recipe, "stage.broad", stage, 256_000, int(free_gb * 1e9), bf16_products=False)
+    return [str(problem) for problem in problems]
+
+
+def test_enough_is_enough() -> None:
+    assert told(load_recipe(PAGE).recipe, 400) == []
+
+
+@pytest.mark.parametrize("free_gb", [60, 40, 23])
+def test_what_the_mend_proposes_fits(free_gb: float) -> None:
+    (line,) = told(load_recipe(PAGE).recipe, free_gb)
+    assert f"and {free_gb:.1f} GB are free" in line
+    proposed = re.findall(r"-o (\S+=\S+)", line)
+    assert proposed and float(re.findall(r"\(([\d.]+) GB\)", line)[0]) <= free_gb
+
+
+def test_a_thimble_fits_nothing() -> None:
+    (line,) = told(load_recipe(PAGE).recipe, 2)
+    assert "make the model smaller" in line
+
+
+def test_the_loss_has_the_blocks_that_the_plan_counts() -> None:
+    assert memory.VOCABULARY_BLOCK_WEIGHTS == loss_by_vocabulary._BLOCK_WEIGHTS

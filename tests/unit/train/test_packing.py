@@ -1,0 +1,262 @@
+"""The index of packed documents: each token once an epoch, no bin over-full, the same for any number of workers, and hashed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import fox.train.packing as packing_module
+from fox.artifacts import PARTIAL, sha256_of
+from fox.errors import Failure, UserError
+from fox.formats.token_shards import Shard
+from fox.recipe import Recipe
+from fox.train.curriculum import Chunk, Lane, StageOrder, curriculum
+from fox.train.packing import Limit, Packing, packing
+from tests.unit.train.micro_training import recipe_of, shard_of
+
+NO_LIMIT = Limit("train.max_epochs", 1e9)
+
+
+def one_lane(chunks: int, length: int, **other: Any) -> Recipe:
+    """A stage of so many chunks of the only source, one a step."""
+    stage = {"tokens": chunks * length, "chunk_length": length, "rows": 1, "batch_tokens": length, "mix": {"a": 1.0}}
+    return recipe_of(source={"a": {"path": "a"}}, stage={"only": {**stage, **other}}, tune=None)
+
+
+def packed(folder: Path, recipe: Recipe, shards: dict[str, Shard], limit: Limit = NO_LIMIT, workers: int = 1) -> tuple[list[StageOrder], Packing]:  # fmt: skip
+    orders = curriculum(recipe, recipe.stage, {name: len(shard.tokens) for name, shard in shards.items()})
+    return orders, packing(folder, orders, shards, limit, workers=workers)
+
+
+def spans(index: Packing, order: StageOrder, lane: Lane, first: int = 0) -> list[list[tuple[int, int]]]:
+    """Each chunk of a lane in turn, as the spans of the shard that are in it."""
+    found = []
+    for number in range(first, order.chunks_of(lane)):
+        starts, lengths = index.pieces(Chunk(order.name, lane, number))
+        found.append([(start, start + length) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)])
+    return found
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256_of(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+LENGTHS = st.lists(st.integers(1, 70), min_size=1, max_size=60)
+
+
+@settings(deadline=None)
+@given(lengths=LENGTHS, capacity=st.sampled_from([8, 16, 32]), group=st.sampled_from([3, 10, 1000]))
+def test_an_epoch_has_every_token_once_in_bins_that_are_not_over_full(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], capacity: int, group: int
+) -> None:
+    folder = tmp_path_factory.mktemp("packed")
+    shard = shard_of(folder / "a.ds", lengths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing_module, "GROUP_DOCUMENTS", group)
+        (order,), index = packed(folder / "index", one_lane(2 * sum(lengths), capacity), {"a": shard})
+    lane = Lane("a", capacity)
+    by_epoch: dict[int, list[tuple[int, int]]] = {}
+    last = 0
+    for number, chunk in enumerate(spans(index, order, lane)):
+        epoch, again = index.epoch_of(Chunk("only", lane, number))
+        assert not again and last <= epoch <= last + 1  # no epoch begins before the last has ended
+        last = epoch
+        assert 0 < sum(end - start for start, end in chunk) <= capacity
+        by_epoch.setdefault(epoch, []).extend(chunk)
+    assert last > 0
+    for epoch, pieces in by_epoch.items():
+        times = np.zeros(len(shard.tokens), dtype=int)
+        for start, end in pieces:
+            times[start:end] += 1
+        assert times.max() == 1 and (epoch == last or times.min() == 1)
+        for start, end in pieces:  # of one document, and not cut where it need not be
+            at = int(np.searchsorted(shard.ends, start, side="right"))
+            begin, stop = shard.span(at)
+            assert end <= stop and (start - begin) % capacity == 0 and (end == stop or end - start == capacity)
+
+
+@settings(deadline=None, max_examples=25)
+@given(lengths=LENGTHS, data=st.data())
+def test_what_is_told_of_a_lane_is_what_it_holds(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("packed")
+    shard = shard_of(folder / "a.ds", lengths)
+    chunks = data.draw(st.integers(1, max(1, sum(lengths) // 16)))
+    (order,), index = packed(folder / "index", one_lane(chunks, 16), {"a": shard})
+    (told,) = index.facts
+    pieces = [piece for chunk in spans(index, order, Lane("a", 16)) for piece in chunk]
+    if len(told["parts"]) == 1:
+        tokens: Counter[int] = Counter()
+        for start, end in pieces:
+            tokens[int(np.searchsorted(shard.ends, start, side="right"))] += end - start
+        all_of = [at for at, count in tokens.items() if count == lengths[at]]
+        assert told["documents_whole"] == sum(lengths[at] <= 16 for at in all_of)
+        assert told["documents_cut"] == sum(lengths[at] > 16 for at in all_of)
+        assert told["documents_left_over"] >= len(tokens) - len(all_of)
+    assert told["tokens"] == sum(end - start for start, end in pieces) and told["pieces"] == len(pieces)
+    assert told["padding"] == told["bins"] * 16 - told["tokens"]
+    assert told["waste"] == pytest.approx(told["padding"] / told["bins"] / 16, abs=1e-6)
+
+
+MANY = {"b": {"16": 1, "32": 1}, "a": {"8": 0.2, "16": 0.5, "32": 0.3}}
+
+
+def many_lanes() -> Recipe:
+    """Two stages, five lanes; sources that come to an end in the middle of each."""
+    stage = {"rows": 4, "batch_tokens": 128, "chunk_length": MANY, "mix": {"a": 2.0, "b": 1.0}}
+    stages = {"one": {"tokens": 9_000, **stage}, "two": {"tokens": 12_000, **stage}}
+    return recipe_of(source={"a": {"path": "a"}, "b": {"path": "b"}}, stage=stages, tune=None)
+
+
+@pytest.fixture
+def two(make_shard: Callable[..., Shard]) -> dict[str, Shard]:
+    dice = np.random.default_rng(0)
+    return {name: make_shard(name, dice.integers(2, 60, count).tolist()) for name, count in (("a", 260), ("b", 120))}
+
+
+def test_any_number_of_workers_makes_the_same_index(
+    two: dict[str, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing_module, "GROUP_DOCUMENTS", 12)
+    for workers in (1, 2, 3):
+        packed(tmp_path / f"{workers}", many_lanes(), two, workers=workers)
+    one = files_of(tmp_path / "1")
+    assert len(one) == 2 * 5 * 3 + 1
+    assert files_of(tmp_path / "2") == one == files_of(tmp_path / "3")
+
+
+def test_lanes_of_a_source_share_its_documents_and_stages_go_on_where_the_last_ended(
+    two: dict[str, Shard], tmp_path: Path
+) -> None:
+    orders, index = packed(tmp_path / "index", many_lanes(), two)
+    for source, shard in two.items():
+        first_seen: dict[int, set[int]] = {}
+        for order in orders:
+            for lane in (lane for lane in order.lanes if lane.source == source):
+                mine: set[tuple[int, int]] = set()
+                for number, chunk in enumerate(spans(index, order, lane)):
+                    epoch, _ = index.epoch_of(Chunk(order.name, lane, number))
+                    assert mine.isdisjoint((epoch, start) for start, _ in chunk)
+                    mine |= {(epoch, start) for start, _ in chunk}
+                for epoch, start in mine:  # nothing of it is in another lane or stage in the same epoch
+                    document = int(np.searchsorted(shard.ends, start, side="right"))
+                    offset = start - shard.span(document)[0]
+                    if offset == 0:
+                        assert document not in first_seen.setdefault(epoch, set()), (source, epoch, document)
+                        first_seen[epoch].add(document)
+        left_over = sum(told["documents_left_over"] for told in index.facts if told["source"] == source)
+        assert len(first_seen[0]) >= len(shard) - left_over
+        assert index.epochs[source] == pytest.approx(max(first_seen) + 1, abs=1)
+
+
+def test_waste_is_below_a_percent_where_there_are_documents_enough(tmp_path: Path) -> None:
+    dice = np.random.default_rng(1)
+    shard = shard_of(tmp_path / "a.ds", np.maximum(4, dice.lognormal(4.0, 0.8, 3000)).astype(int).tolist())
+    for length in (64, 256, 512):
+        chunks = int(1.5 * len(shard.tokens)) // length
+        _, index = packed(tmp_path / f"{length}", one_lane(chunks, length), {"a": shard})
+        assert index.facts[0]["waste"] < 0.01
+
+
+def test_a_lane_that_runs_out_begins_anew_in_another_order(two: dict[str, Shard], tmp_path: Path) -> None:
+    (order, _), index = packed(tmp_path / "index", many_lanes(), two)
+    lane = Lane("b", 16)
+    bins = order.chunks_of(lane)
+    turns = []
+    for turn in range(3):
+        numbers = range(turn * bins, (turn + 1) * bins)
+        assert {index.epoch_of(Chunk("one", lane, number))[1] for number in numbers} == {turn > 0}
+        turns.append([tuple(index.pieces(Chunk("one", lane, number))[0].tolist()) for number in numbers])
+    assert sorted(turns[0]) == sorted(turns[1]) == sorted(turns[2])
+    assert turns[0] != turns[1] != turns[2] != turns[0]
+
+
+def test_a_mixture_that_follows_the_loss_has_an_epoch_to_choose_from(two: dict[str, Shard], tmp_path: Path) -> None:
+    stage = {
+        "tokens": 2560,
+        "rows": 4,
+        "batch_tokens": 64,
+        "chunk_length": 16,
+        "mix": {"a": 1.0, "b": 1.0},
+        "mix_follows": "odm",
+    }
+    recipe = recipe_of(source={"a": {"path": "a"}, "b": {"path": "b"}}, stage={"only": stage}, tune=None)
+    (order,), index = packed(tmp_path / "index", recipe, two)
+    assert [order.chunks_of(lane) for lane in order.lanes] == [80, 80]
+    assert [told["bins"] for told in index.facts] == [min(160, len(two[name].tokens) // 16) for name in "ab"]
+
+
+def test_a_source_that_would_be_seen_too_often_is_an_error_with_a_mend(tmp_path: Path) -> None:
+    shard = shard_of(tmp_path / "a.ds", [10] * 20)
+    recipe = one_lane(100, 10)
+    with pytest.raises(UserError) as error:
+        packed(tmp_path / "index", recipe, {"a": shard}, Limit("train.max_epochs", 4.0))
+    (problem,) = error.value.problems
+    assert (problem.key, problem.value) == ("train.max_epochs", 4.0)
+    assert "source a has 200 tokens, and would be seen about 5.0 times" in problem.problem
+    assert "-o train.max_epochs=5" in problem.mend and not (tmp_path / "index").exists()
+    _, index = packed(tmp_path / "index", recipe, {"a": shard}, Limit("train.max_epochs", 5.0))
+    assert index.epochs == {"a": 5.0}
+
+
+def test_an_index_is_made_again_only_when_what_it_is_made_of_has_changed(two: dict[str, Shard], tmp_path: Path) -> None:
+    recipe = many_lanes()
+    packed(tmp_path / "index", recipe, two)
+    made = (tmp_path / "index/manifest.json").stat().st_mtime_ns
+    packed(tmp_path / "index", recipe, two)
+    assert (tmp_path / "index/manifest.json").stat().st_mtime_ns == made
+    before = files_of(tmp_path / "index")
+    packed(tmp_path / "index", recipe.model_copy(update={"seed": 8}), two)
+    assert files_of(tmp_path / "index").keys() == before.keys() and files_of(tmp_path / "index") != before
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(PARTIAL)]
+
+
+@pytest.mark.parametrize("array", ["starts", "lengths", "ends"])
+def test_a_damaged_index_is_refused(two: dict[str, Shard], tmp_path: Path, array: str) -> None:
+    packed(tmp_path / "index", many_lanes(), two)
+    path = tmp_path / f"index/lanes/two/a.16.{array}.npy"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(Failure, match=rf"a\.16\.{array}\.npy: is damaged\. Remove .*index and run the same command"):
+        packed(tmp_path / "index", many_lanes(), two)
+    path.unlink()
+    with pytest.raises(Failure, match="is damaged"):
+        packed(tmp_path / "index", many_lanes(), two)
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"made_of": 1}', "changed"])
+def test_a_damaged_manifest_is_refused(two: dict[str, Shard], tmp_path: Path, damage: str) -> None:
+    packed(tmp_path / "index", many_lanes(), two)
+    path = tmp_path / "index/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["lanes"][0]["parts"][0]["bins"] += 1
+    path.write_text(json.dumps(manifest) if damage == "changed" else damage)
+    with pytest.raises(Failure, match=r"manifest\.json: is damaged"):
+        packed(tmp_path / "index", many_lanes(), two)
+
+
+def test_of_many_that_ask_at_once_one_makes_it(two: dict[str, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    made: list[int] = []
+    make = packing_module._make
+    monkeypatch.setattr(packing_module, "_make", lambda *given: (made.append(1), make(*given)))
+    found: list[Packing] = []
+    asking = [
+        threading.Thread(target=lambda: found.append(packed(tmp_path / "index", many_lanes(), two)[1]))
+        for _ in range(4)
+    ]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert len(found) == 4 and made == [1]
