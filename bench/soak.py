@@ -63,18 +63,10 @@ def main() -> int:
         told = {"faults": [vars(fault) for fault in soak.faults], "lost": soak.lost, "minutes": round(minutes, 1)}
         given.json.write_text(json.dumps({**told, "seed": given.seed, "compared": vars(soak.counts)}, indent=2) + "\n")
     line = f"{len(soak.faults)} faults, {saves} inside a save, {len(soak.lost)} lost"
-    record(
-        "soak --quick" if given.quick else "soak",
-        {
-            "faults": len(soak.faults),
-            "inside a save": saves,
-            "lost": len(soak.lost),
-            "runs": soak.counts.runs,
-            "rows done again, bit for bit": soak.counts.rows_again,
-            "seed": given.seed,
-            "minutes": round(minutes, 1),
-        },
-    )
+    if not (given.quick or given.only):
+        result = {"faults": len(soak.faults), "inside a save": saves, "lost": len(soak.lost), "runs": soak.counts.runs}
+        again = {"rows done again, bit for bit": soak.counts.rows_again}
+        record("soak", {**result, **again, "seed": given.seed, "minutes": round(minutes, 1)})
     print(f"soak: {line}")
     few_saves = not given.quick and not given.only and saves < SAVES_GOAL * len(wanted)
     return int(bool(soak.lost) or len(soak.faults) < len(wanted) or few_saves)
@@ -113,7 +105,9 @@ class Soak:
         """One fault that has hit, after as many tries as it takes."""
         ranks = 2 if kind == "a rank of two killed" else 1
         for _ in range(TRIES):
-            trainee = self._trainees.setdefault(ranks, Trainee(self.world, ranks))
+            if ranks not in self._trainees:
+                self._trainees[ranks] = Trainee(self.world, ranks)
+            trainee = self._trainees[ranks]
             try:
                 fault = KINDS[kind](trainee, self.draw)
             except Missed as missed:

@@ -46,12 +46,13 @@ class Fault:
 def kill(trainee: Trainee, draw: random.Random) -> Fault:
     """SIGKILL at any moment: mostly while it trains, now and then while it starts."""
     process = trainee.start()
-    if draw.random() < 0.2:
+    starts = draw.random() < 0.2
+    if starts:
         time.sleep(draw.uniform(0.2, 5))
     else:
         _until_rows(trainee, process, draw)
         time.sleep(draw.uniform(0, 0.1))
-    saving = _end(trainee, process, signal.SIGKILL)
+    saving = _end(trainee, process, signal.SIGKILL) and not starts  # what is half-made may be the last fault's still
     return Fault("SIGKILL", f"at row {trainee.num_rows()}{', in a save' if saving else ''}", saving)
 
 
@@ -144,7 +145,7 @@ def fill_disk(trainee: Trainee, draw: random.Random) -> Fault:
 def kill_rank(trainee: Trainee, draw: random.Random) -> Fault:
     """SIGKILL of one rank of two; torchrun starts both again, and the run comes to its end by itself."""
     process = trainee.start()
-    _until_rows(trainee, process, draw, most=300)
+    _until_rows(trainee, process, draw)
     ranks = _ranks_of(process.pid)
     if len(ranks) != 2:
         process.communicate(timeout=WITHIN_S)
@@ -173,11 +174,9 @@ KINDS: dict[str, Callable[[Trainee, random.Random], Fault]] = {
 }
 
 
-def _until_rows(
-    trainee: Trainee, process: subprocess.Popen[str], draw: random.Random, most: int = STEPS_BETWEEN
-) -> None:
+def _until_rows(trainee: Trainee, process: subprocess.Popen[str], draw: random.Random) -> None:
     """Wait until it trains and has come some steps further than it was."""
-    before, wanted = trainee.num_rows(), draw.randint(1, most)
+    before, wanted = trainee.num_rows(), draw.randint(1, STEPS_BETWEEN)
     moved = False
     deadline = time.monotonic() + WITHIN_S
     while time.monotonic() < deadline:

@@ -17,7 +17,9 @@ from soak_faults import Lost
 from fox.artifacts import PARTIAL, REPLACED, sha256_of
 
 ROOT = Path(__file__).parents[1]
-STEPS = 400
+STEPS = {1: 400, 2: 100}
+"""Of a run, by its number of ranks: two on one machine are slow."""
+_OF_TWO_RANKS = ["-o", "stage.short.tokens=20480", "-o", "stage.longer.tokens=5120"]
 WITHIN_S = 180
 _MOODS = ("seconds", "tokens_per_second", "memory_bytes", "memory_now_bytes", "share_of_peak")
 _RECIPE = """
@@ -97,7 +99,7 @@ class Trainee:
         _, errors = process.communicate(timeout=WITHIN_S)
         self.keep_rows()
         if process.returncode or "Traceback" in errors:
-            raise Lost(f"could not go on (exit code {process.returncode}): {errors[-600:]}")
+            raise Lost(f"could not go on (exit code {process.returncode}): {errors[:600]} … {errors[-600:]}")
         left = [path.name for path in self.folder.rglob("*") if path.name.startswith((PARTIAL, REPLACED))]
         if left:
             raise Lost(f"left half-made files behind: {left}")
@@ -144,8 +146,9 @@ class Reference:
         whole = Trainee(world, ranks, f"undisturbed-{ranks}")
         whole.finish()
         self.rows, self.weights = rows_of(whole.metrics), sha256_of(whole.folder / "model/model.safetensors")
-        if len(self.rows) != STEPS:
-            raise SystemExit(f"the undisturbed run has {len(self.rows)} rows for {STEPS} steps")
+        self.steps = STEPS[ranks]
+        if len(self.rows) != self.steps:
+            raise SystemExit(f"the undisturbed run has {len(self.rows)} rows for {self.steps} steps")
 
     def differences(self, trainee: Trainee) -> list[str]:
         """In what a finished run is not this one, at its end and at each of its faults."""
@@ -155,8 +158,8 @@ class Reference:
             wrong = [row["step"] for row, right in zip(rows, self.rows, strict=False) if row != right]
             if wrong:
                 differences.append(f"{when}, step {wrong[0]} and {len(wrong) - 1} others have other rows")
-        if len(rows) != STEPS:
-            differences.append(f"{len(rows)} rows for {STEPS} steps")
+        if len(rows) != self.steps:
+            differences.append(f"{len(rows)} rows for {self.steps} steps")
         if sha256_of(trainee.folder / "model/model.safetensors") != self.weights:
             differences.append("the weights differ")
         return differences
@@ -172,6 +175,8 @@ def rows_of(metrics: Path) -> list[dict[str, Any]]:
 def _start(world: Path, ranks: int, step: str, out: str, **how: Any) -> subprocess.Popen[str]:
     many = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--max-restarts", "3", "-m"]
     command = [sys.executable, "-m", *(many if ranks > 1 else []), "fox", step, "soak.toml", "--out", out]
+    if ranks > 1:
+        command += _OF_TWO_RANKS
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=world, env=environment, text=True, **{**pipes, **how})

@@ -5,6 +5,7 @@ B rows, T new tokens, S all tokens so far, N query heads, K key/value heads, G =
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 # whose backward pass is slow there: 1.6, 1.3, 1.2 and 1.1 times the tokens a second of a whole training step, 12 layers of
 # 256, at 128, 256, 512 and 1,024 tokens (LOG.md). The scores grow with the square of the row, so longer rows are the fused one's.
 _MOST_TOKENS_BY_PRODUCTS = 1024
+_FEWEST_QUERIES = 128
 
 
 def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1TS: Tensor | None) -> Tensor:
@@ -61,36 +63,53 @@ def additive(mask_B1TS: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class _ByProducts(torch.autograd.Function):
-    """Attention as matrix products over all scores at once, a key/value head's queries stacked as rows of one product.
+    """Attention as matrix products over many scores at once, a key/value head's queries stacked as rows of one product.
 
-    Keeps the weights for the backward pass (B x N x T x T, in the type of the queries).
+    A block of queries takes the keys up to its last one and no later ones, which no query of it may see: with four blocks,
+    five eighths of all scores. Keeps the weights for the backward pass (in the type of the queries).
     """
 
     @staticmethod
     def forward(ctx: Any, q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1TS: Tensor) -> Tensor:
-        num_rows, num_heads, length, head_dim = q_BNTH.shape
-        q, k, v = _stacked(q_BNTH * head_dim**-0.5, k_BKSH), k_BKSH.flatten(0, 1), v_BKSH.flatten(0, 1)
-        score_BNTS = torch.bmm(q, k.transpose(1, 2)).view(num_rows, num_heads, length, length)
-        weight_BNTS = torch.softmax(score_BNTS + mask_B1TS, dim=-1)
-        ctx.save_for_backward(q, k, v, weight_BNTS)
-        ctx.kv_shape = k_BKSH.shape
-        return torch.bmm(_stacked(weight_BNTS, k_BKSH), v).view(q_BNTH.shape)
+        ctx.num_kv_heads, scale = k_BKSH.shape[1], q_BNTH.shape[-1] ** -0.5
+        q_BNTH = q_BNTH * scale
+        out_BNTH = torch.empty_like(q_BNTH)
+        weights = []
+        for t, s in _blocks(q_BNTH.shape[2]):
+            q, k, v = _stacked(q_BNTH[:, :, t], ctx.num_kv_heads), k_BKSH[:, :, s], v_BKSH[:, :, s]
+            score_BNTS = (q @ k.transpose(2, 3)).view(*q_BNTH[:, :, t].shape[:3], -1)
+            weight_BNTS = torch.softmax(score_BNTS + mask_B1TS[:, :, t, s], dim=-1)
+            out_BNTH[:, :, t] = (_stacked(weight_BNTS, ctx.num_kv_heads) @ v).view_as(out_BNTH[:, :, t])
+            weights.append(weight_BNTS)
+        ctx.save_for_backward(q_BNTH, k_BKSH, v_BKSH, *weights)
+        return out_BNTH
 
     @staticmethod
     def backward(ctx: Any, grad_BNTH: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        q, k, v, weight_BNTS = ctx.saved_tensors
-        grad = _stacked(grad_BNTH, k.view(ctx.kv_shape))
-        weight = _stacked(weight_BNTS, k.view(ctx.kv_shape))
-        grad_v = torch.bmm(weight.transpose(1, 2), grad)
-        grad_weight_BNTS = torch.bmm(grad, v.transpose(1, 2)).view(weight_BNTS.shape)
-        # The softmax's own gradient: weight x (grad - sum of weight x grad), one row at a time.
-        grad_score_BNTS = torch._softmax_backward_data(grad_weight_BNTS, weight_BNTS, -1, weight_BNTS.dtype)
-        grad_score = _stacked(grad_score_BNTS, k.view(ctx.kv_shape))
-        grad_q = torch.bmm(grad_score, k).view(grad_BNTH.shape) * grad_BNTH.shape[-1] ** -0.5
-        grad_k = torch.bmm(grad_score.transpose(1, 2), q)
-        return grad_q, grad_k.view(ctx.kv_shape), grad_v.view(ctx.kv_shape), None
+        q_BNTH, k_BKSH, v_BKSH, *weights = ctx.saved_tensors
+        grad_q_BNTH, grad_k_BKSH, grad_v_BKSH = map(torch.zeros_like, (q_BNTH, k_BKSH, v_BKSH))
+        for (t, s), weight_BNTS in zip(_blocks(q_BNTH.shape[2]), weights, strict=True):
+            q, k, v = _stacked(q_BNTH[:, :, t], ctx.num_kv_heads), k_BKSH[:, :, s], v_BKSH[:, :, s]
+            grad = _stacked(grad_BNTH[:, :, t], ctx.num_kv_heads)
+            grad_v_BKSH[:, :, s] += _stacked(weight_BNTS, ctx.num_kv_heads).transpose(2, 3) @ grad
+            grad_weight_BNTS = (grad @ v.transpose(2, 3)).view_as(weight_BNTS)
+            # The softmax's own gradient: weight x (grad - sum of weight x grad), one row at a time.
+            grad_score_BNTS = torch._softmax_backward_data(grad_weight_BNTS, weight_BNTS, -1, weight_BNTS.dtype)
+            grad_score = _stacked(grad_score_BNTS, ctx.num_kv_heads)
+            grad_q_BNTH[:, :, t] = (grad_score @ k).view_as(grad_q_BNTH[:, :, t])
+            grad_k_BKSH[:, :, s] += grad_score.transpose(2, 3) @ q
+        return grad_q_BNTH.mul_(q_BNTH.shape[-1] ** -0.5), grad_k_BKSH, grad_v_BKSH, None
 
 
-def _stacked(x_BNTX: Tensor, k_BKSH: Tensor) -> Tensor:
-    """(B, N, T, X) as (B x K, G x T, X): the heads that share a key/value head, one below the other."""
-    return x_BNTX.reshape(k_BKSH.shape[0] * k_BKSH.shape[1], -1, x_BNTX.shape[-1])
+def _blocks(length: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of queries, each with the keys that it may see some of: a quarter of the row, and no fewer than are worth a product."""
+    size = max(_FEWEST_QUERIES, -(-length // 4))
+    return (
+        (slice(start, min(start + size, length)), slice(0, min(start + size, length)))
+        for start in range(0, length, size)
+    )
+
+
+def _stacked(x_BNTX: Tensor, num_kv_heads: int) -> Tensor:
+    """(B, N, T, X) as (B, K, G x T, X): the heads that share a key/value head, one below the other."""
+    return x_BNTX.reshape(x_BNTX.shape[0], num_kv_heads, -1, x_BNTX.shape[-1])

@@ -6,9 +6,12 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from fox.plan.memory import (
+    ADAFACTOR_STATE_BYTES,
+    BF16_SAVES_BYTES,
     HEAD_GRADIENT_BYTES,
     LOGIT_BYTES,
     MOST_TOKENS_BY_PRODUCTS,
+    MUON_STATE_BYTES,
     STATE_BYTES_PER_PARAMETER,
     USABLE_FRACTION,
     block_activation_bytes_per_token,
@@ -32,7 +35,7 @@ def _title(plan: Plan) -> Iterator[str]:
         yield f"{plan.name} on this machine"
     else:
         yield f"{plan.name} on {plan.devices:,} device{'s' * (plan.devices > 1)} of no named kind"
-    yield "Today Fox trains in one process on the CPU; it hasn't been run on a GPU yet."
+    yield "Fox has been run on processors only so far, not on a GPU yet."
 
 
 def _parameters(plan: Plan) -> Iterator[str]:
@@ -203,16 +206,17 @@ def _memory_note(plan: Plan) -> str:
     dtype = "float32" if plan.element_bytes == 4 else "bfloat16"
     if plan.devices > 1:
         gathered = f"embedding, head and two blocks, unsharded, weights and gradients in {dtype}."
+    elif plan.precision == "bf16-weights":
+        gathered = "nothing on one device whose weights are bfloat16."
     elif plan.element_bytes == 2:
-        gathered = f"a bfloat16 copy of the weights, so {STATE_BYTES_PER_PARAMETER + 2} bytes a parameter in all."
+        gathered = "a bfloat16 copy of the weights, 2 bytes a parameter more."
     else:
         gathered = "nothing on one device in float32."
     per_token = block_activation_bytes_per_token(plan.model, plan.element_bytes)
     formula = f"{plan.element_bytes} (4 h + 2 a + 2 k + 4 f) + 4 heads"
     return " ".join(
         [
-            f"Estimates. state: {STATE_BYTES_PER_PARAMETER} bytes a parameter / devices (weight, gradient, AdamW's two",
-            f"moments, in float32; ZeRO-3, arXiv 1910.02054). gather: {gathered}",
+            f"Estimates. state: {_state_note(plan)} / devices (ZeRO-3, arXiv 1910.02054). gather: {gathered}",
             f"activ.: {formula} = {per_token:,} bytes x layers x rows x row length, after Korthikanti et al.,",
             f"arXiv 2205.05198, {_attention_note(plan)} recomp.: in all, where only each block's input is kept and the",
             "rest is made again backward, which takes up to a third more time.",
@@ -222,6 +226,21 @@ def _memory_note(plan: Plan) -> str:
             f"{1 - USABLE_FRACTION:.0%} of a GPU is set aside for all else (assumed)." if plan.gpu else "",
         ]
     ).strip()
+
+
+def _state_note(plan: Plan) -> str:
+    narrow = plan.precision == "bf16-weights"
+    saved = BF16_SAVES_BYTES if narrow else 0
+    of_matrix = {"muon": MUON_STATE_BYTES, "adafactor": ADAFACTOR_STATE_BYTES}.get(
+        plan.optimizer, STATE_BYTES_PER_PARAMETER
+    )
+    kept = "weight and gradient in bfloat16" if narrow else "weight and gradient in float32"
+    moments = {
+        "adamw": "AdamW's two moments in float32",
+        "muon": f"Muon's one moment in float32; of all but the blocks' matrices {STATE_BYTES_PER_PARAMETER - saved}, with AdamW's two",
+        "adafactor": "Adafactor's rows and columns of moments are next to nothing",
+    }
+    return f"{of_matrix - saved} bytes a parameter ({kept}, {moments[plan.optimizer]})"
 
 
 def _attention_note(plan: Plan) -> str:

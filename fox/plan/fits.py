@@ -20,11 +20,11 @@ def too_little_memory(
 
     `bf16_products`: whether that processor would multiply in bf16 if it may choose.
     """
-    needed = PROCESS_BYTES + _memory(recipe, stage, vocab_size, bf16_products).total
+    needed = PROCESS_BYTES + step_memory(recipe, stage, vocab_size, bf16_products).total
     if needed <= free_bytes:
         return
     for overrides, other in _smaller(recipe, key, stage):
-        total = PROCESS_BYTES + _memory(*other, vocab_size, bf16_products).total
+        total = PROCESS_BYTES + step_memory(*other, vocab_size, bf16_products).total
         if total <= free_bytes:
             mend = f"Try {' '.join(f'-o {one}' for one in overrides)} ({_gb(total)})."
             break
@@ -34,13 +34,16 @@ def too_little_memory(
     yield Problem(f"{key}.rows", reason, mend, stage.rows)
 
 
-def _memory(recipe: Recipe, stage: Stage, vocab_size: int, bf16_products: bool) -> StageMemory:
+def step_memory(
+    recipe: Recipe, stage: Stage, vocab_size: int, bf16_products: bool, devices: int = 1, on_cpu: bool = True
+) -> StageMemory:
+    """What a step of `stage` holds, on each of `devices` that multiply in bf16 where they may, if `bf16_products`."""
     wants_bf16 = recipe.train.precision == "bf16" or (recipe.train.precision != "float32" and bf16_products)
     optimizer = stage.optimizer if isinstance(stage, Tune) else recipe.optimizer
     parameters = count_parameters(recipe.model, vocab_size)
     element_bytes = 2 if wants_bf16 else 4
     return stage_memory(
-        recipe.model, parameters, vocab_size, stage, 1, stage.rows, element_bytes, True, optimizer, recipe.train
+        recipe.model, parameters, vocab_size, stage, devices, stage.rows, element_bytes, on_cpu, optimizer, recipe.train
     )
 
 

@@ -92,6 +92,10 @@ class Plan:
     mfu_is_assumed: bool
     element_bytes: int
     """Of matrix products: 2 for bfloat16, 4 for float32."""
+    optimizer: str
+    """Of the pre-training."""
+    precision: str
+    """As the recipe has it."""
     parameters: Parameters
     attention_flops_per_position: int
     kv_cache_bytes_per_token: int
@@ -139,12 +143,13 @@ def plan(
     mfu: float | None = None,
     tokens_per_second: float | None = None,
     measured: Mapping[str, Measured] | None = None,
+    bf16_products: bool = True,
 ) -> Plan:
     """What `recipe` takes on `gpus` devices of the kind `gpu`, in parameters, FLOPs, bytes, steps and days.
 
     Time follows from `mfu`, the share of the peak in use (ASSUMED_MFU unless given), or from a measured
     `tokens_per_second` of all devices together, or from what was `measured` of each stage, by its key; with none of them
-    it stays unknown. Raises UserError where
+    it stays unknown. `bf16_products`: whether devices of no named kind multiply in bf16 where they may choose. Raises UserError where
     the figures asked for make no sense; what is wrong with the plan itself is in `problems`.
     """
     kind = _checked(gpus, gpu, mfu, tokens_per_second)
@@ -152,7 +157,7 @@ def plan(
     share = ASSUMED_MFU if assumed else mfu
     model, vocab_size = recipe.model, recipe.tokenizer.vocab_size
     parameters = count_parameters(model, vocab_size)
-    element_bytes = 4 if recipe.train.precision == "float32" else 2
+    element_bytes = _element_bytes(recipe.train.precision, kind is not None or bf16_products)
     peak_flops = gpus * kind.peak_tflops * 1e12 if kind else None
     stages: list[StagePlan] = []
     problems: list[Problem] = []
@@ -220,12 +225,19 @@ def plan(
         mfu=share,
         mfu_is_assumed=assumed,
         element_bytes=element_bytes,
+        optimizer=recipe.optimizer.name,
+        precision=recipe.train.precision,
         parameters=parameters,
         attention_flops_per_position=attention_flops_per_position(model),
         kv_cache_bytes_per_token=kv_cache_bytes_per_token(model),
         stages=tuple(stages),
         problems=tuple(problems),
     )
+
+
+def _element_bytes(precision: str, bf16_products: bool) -> int:
+    """Of activations. Weights that are kept in bf16 are multiplied in float32 where bf16 is not built in."""
+    return 2 if precision == "bf16" or (precision != "float32" and bf16_products) else 4
 
 
 def _checked(gpus: int, gpu: str | None, mfu: float | None, tokens_per_second: float | None) -> Gpu | None:

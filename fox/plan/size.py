@@ -41,13 +41,15 @@ def head_dim(model: Model) -> int:
 
 
 def count_parameters(model: Model, vocab_size: int) -> Parameters:
-    """Exactly what `LlamaForCausalLM` of this shape holds, without biases."""
+    """Exactly what `LlamaForCausalLM` (with qk_norm `Qwen3ForCausalLM`) of this shape holds, without biases."""
     hidden = model.hidden_size
     queries = model.num_attention_heads * head_dim(model)
     keys = model.num_key_value_heads * head_dim(model)
     attention = hidden * queries + 2 * hidden * keys + queries * hidden
     mlp = 3 * hidden * model.intermediate_size  # gate, up, down
     block = attention + mlp + 2 * hidden  # a norm before each
+    if model.qk_norm:
+        block += 2 * head_dim(model)
     return Parameters(
         embedding=vocab_size * hidden,
         one_block=block,

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from fox.errors import Problem
 from fox.recipe.contradictions import contradictions
 from fox.recipe.keys import KeyPath, dotted, key_path
-from fox.recipe.schema import Recipe, Section, documentation, is_section, plain, type_at
+from fox.recipe.migrate import new_name
+from fox.recipe.schema import VERSION, Recipe, Section, documentation, is_section, plain, type_at
 
 
 def check(page: dict[str, Any], place_of: Callable[[KeyPath], str]) -> tuple[Recipe | None, list[Problem]]:
@@ -37,7 +38,9 @@ def _problem(detail: Any, page: dict[str, Any], place_of: Callable[[KeyPath], st
         problem, mend, value = "is missing", f"Add it. {_about(key)}", None
     elif detail["type"] == "extra_forbidden":
         known = sorted(type_at(key[:-1]).model_fields)
-        problem, mend, value = "unknown key", f"{_guess(key[-1], known)}(known: {', '.join(known)})", None
+        today = new_name(key)
+        guess = f"It is {dotted(today)} since version {VERSION} of recipes. " if today else _guess(key[-1], known)
+        problem, mend, value = "unknown key", f"{guess}(known: {', '.join(known)})", None
     elif detail["type"] == "literal_error":
         known = list(typing.get_args(type_at(key)))
         problem, mend = f"must be {' or '.join(map(repr, known))}", f"{_guess(value, known)}{_about(key)}"

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fox.errors import Problem, RecipeError, UserError, shorten
+from fox.recipe.auto_rows import AUTO, take_up_rows
 from fox.recipe.check import check
 from fox.recipe.keys import KeyPath, dotted, key_path
 from fox.recipe.locate import locate
-from fox.recipe.schema import Recipe, type_at
+from fox.recipe.migrate import Tell, migrate, migrate_value, version_of
+from fox.recipe.schema import VERSION, Recipe, type_at
 from fox.recipe.start import ShapeOf, is_left_to_the_model, take_up_start
 
 __all__ = ["DEFAULT", "OVERRIDE", "LoadedRecipe", "dotted", "load_recipe", "parse_override"]
@@ -28,25 +30,58 @@ class LoadedRecipe:
 
     recipe: Recipe
     origins: dict[KeyPath, str]
+    auto_rows: tuple[str, ...] = ()
+    """Stages (`stage.NAME`, `tune`) whose rows are still to be fitted; the recipe has 1 there."""
+    fitted_rows: Mapping[str, int] = field(default_factory=dict)
+    """Stages whose rows were fitted (fox/runs/rows.py), which the recipe has."""
 
     def rows(self) -> list[tuple[str, object, str]]:
         """Key, value and origin (`file:line`, `-o` or `default`) of every value, in the order of the reference page."""
-        leaves = _leaves(self.recipe.model_dump(), ())
-        return [(dotted(key), value, self.origins.get(key, DEFAULT)) for key, value in leaves]
+        told = []
+        for key, value in _leaves(self.recipe.model_dump(), ()):
+            origin, stage = self.origins.get(key, DEFAULT), dotted(key[:-1])
+            if key[-1] == "rows" and stage in self.auto_rows:
+                value = AUTO
+            if key[-1] == "rows" and stage in self.fitted_rows:
+                origin = f"{origin} ({AUTO})"
+            told.append((dotted(key), value, origin))
+        return told
+
+    def with_rows(self, rows: Mapping[str, int]) -> LoadedRecipe:
+        """The same with these rows in the stages that were left to the machine."""
+        stages = {
+            name: stage.model_copy(update={"rows": rows.get(dotted(("stage", name)), stage.rows)})
+            for name, stage in self.recipe.stage.items()
+        }
+        tune = self.recipe.tune
+        if tune and "tune" in rows:
+            tune = tune.model_copy(update={"rows": rows["tune"]})
+        return LoadedRecipe(
+            self.recipe.model_copy(update={"stage": stages, "tune": tune}), self.origins, (), dict(rows)
+        )
 
 
-def load_recipe(path: Path | str, overrides: Sequence[str] = (), shape_of: ShapeOf | None = None) -> LoadedRecipe:
+def load_recipe(
+    path: Path | str, overrides: Sequence[str] = (), shape_of: ShapeOf | None = None, tell: Tell = lambda _: None
+) -> LoadedRecipe:
     """The recipe at `path` with `overrides` (each `key=value`) laid over it.
 
-    `shape_of` looks into the model that one starts from (`model.start_from`), and gives what the page leaves to it.
+    `shape_of` looks into the model that one starts from (`model.start_from`), and gives what the page leaves to it. A page of an
+    older version is read as what it would be today, and `tell` is told of each key that has another name by now.
     Raises RecipeError with every problem at once, UserError where the file can't be read at all.
     """
     page, lines = _read(Path(path))
     origins: dict[KeyPath, str] = {key: f"{path}:{line}" for key, line in lines.items()}
-    problems: list[Problem] = []
+    version, problems = version_of(page, origins.get(("version",), str(path)))
+    problems += migrate(page, origins, version, tell)
+    page["version"] = VERSION
     for override in overrides:
         try:
             key, value = parse_override(override)
+            if key == ("version",):
+                reason, mend = "is that of the page, and can't be changed beside it", "Leave it out."
+                raise UserError("version", value, problem=reason, mend=mend, place=OVERRIDE)
+            key = migrate_value(key, value, version, OVERRIDE, tell)
             _lay_over(page, origins, key, value)
         except UserError as error:
             problems += error.problems
@@ -55,13 +90,14 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = (), shape_of: Shape
         return _place(origins, key) or str(path)
 
     wrong_start = take_up_start(page, origins, place_of, shape_of)
+    auto_rows = tuple(map(dotted, take_up_rows(page)))
     recipe, found = check(page, place_of)
     if wrong_start:
         found = wrong_start + [problem for problem in found if not is_left_to_the_model(problem)]
     problems += sorted(found, key=_line_of)
     if problems or recipe is None:
         raise RecipeError(problems)
-    return LoadedRecipe(recipe, origins)
+    return LoadedRecipe(recipe, origins, auto_rows)
 
 
 def parse_override(override: str) -> tuple[KeyPath, Any]:

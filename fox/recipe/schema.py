@@ -15,6 +15,9 @@ from fox.recipe.keys import KeyPath
 LARGEST = 2**63 - 1
 """TOML's whole numbers have 64 bits."""
 
+VERSION = 2
+"""Of what recipes may say, today. Older pages are read, too (fox/recipe/migrate.py)."""
+
 
 def _whole(value: Any) -> Any:
     """Let `2e6` stand where a whole number is meant: TOML reads it as a float."""
@@ -144,6 +147,9 @@ class Model(Section):
     """Standard deviation of fresh weights."""
     tie_word_embeddings: bool = True
     """Use one matrix for reading tokens and for predicting them."""
+    qk_norm: bool = False
+    """Norm each head's queries and keys, which bears higher learning rates (arXiv 2302.05442, as Qwen3 has it, 2505.09388). The
+    model is saved as Qwen3ForCausalLM instead of LlamaForCausalLM."""
 
 
 class Optimizer(Section):
@@ -202,7 +208,7 @@ class Stage(Section):
     chunk_length: Annotated[int | dict[str, int | float | ByLength], BeforeValidator(_chunk_length)]
     """Tokens that see each other, at most; one number, one for each source or kind, or shares of tokens by length: `{ 128 = 0.3, 256 = 0.7 }`."""
     rows: Whole
-    """Rows, each of the longest chunk, in one forward and backward pass on one device."""
+    """Rows, each of the longest chunk, in one forward and backward pass on one device; or `"auto"`: as many as fit the free memory, and are worth it."""
     batch_tokens: Whole
     """Tokens a step of the optimiser."""
     batch_ramp: BatchRamp | None = None
@@ -341,15 +347,17 @@ class Eval(Section):
     """How many held-out chats the tuned model answers, to count whole replies and known words."""
     reply_tokens: Whole = 96
     """The longest sample reply."""
-    temperature: Annotated[float, Field(ge=0)] = 0.7
+    reply_temperature: Annotated[float, Field(ge=0)] = 0.7
     """Of the sample replies; 0 always takes the likeliest token."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
+    reply_top_p: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Sample replies draw from the likeliest tokens that together have this probability."""
 
 
 class Recipe(Section):
     """A whole run: from sources to a tuned and measured model."""
 
+    version: Whole = VERSION
+    """Of the keys that a page may have, today 2. A page that says none is of version 1: it is read, and what has another name by now is told."""
     name: str
     """The run's folder below runs/."""
     seed: WholeOrZero = 0

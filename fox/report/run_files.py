@@ -65,6 +65,19 @@ class BaseModelFacts(Lenient):
     license: str = ""
 
 
+class LaneFacts(Lenient):
+    """How the documents of a source lie in a stage's chunks of one length."""
+
+    stage: str
+    source: str
+    length: int
+    bins: int = 0
+    waste: float | None = None
+    documents_whole: int | None = None
+    documents_cut: int | None = None
+    documents_left_over: int | None = None
+
+
 class Facts(Lenient):
     """What a step found out: those of the data step name sources, those of training name a model and a machine."""
 
@@ -81,6 +94,8 @@ class Facts(Lenient):
     peak_memory_bytes: float | None = None
     seconds_training: float | None = None
     base_model: BaseModelFacts | None = None
+    packing: list[LaneFacts] = []
+    epochs: dict[str, float] = {}
 
 
 class Manifest(Lenient):

@@ -159,6 +159,27 @@ def stages_table(run: RunFiles) -> Table | None:
     return Table(head, rows, text_columns=3) if rows else None
 
 
+def packing_table(run: RunFiles) -> Table | None:
+    """How each source's documents lie in the chunks of each stage, and how often the source is seen in the whole training."""
+    rows = [
+        [
+            lane.stage,
+            lane.source,
+            quantities.exact(lane.length),
+            quantities.exact(lane.bins),
+            quantities.NONE if lane.waste is None else f"{100 * lane.waste:.2f}\N{NO-BREAK SPACE}%",
+            quantities.exact(lane.documents_whole),
+            quantities.exact(lane.documents_cut),
+            quantities.exact(lane.documents_left_over),
+            quantities.decimal(facts.epochs.get(lane.source)),
+        ]
+        for facts in (run.facts("pretrain"), run.facts("tune"))
+        for lane in facts.packing
+    ]
+    head = ["stage", "source", "chunk length", "chunks", "padding", "whole", "cut", "left for later", "epochs in all"]
+    return Table(head, rows, text_columns=2) if rows else None
+
+
 def steps_table(run: RunFiles) -> Table | None:
     """When each step of the run began, and how long it took in all."""
     rows = [

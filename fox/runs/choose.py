@@ -16,11 +16,15 @@ from fox.errors import UserError
 from fox.plan import Measured, describe, plan
 from fox.plan.budget import as_dict, propose, seconds_of
 from fox.plan.describe_budget import describe_proposal
+from fox.plan.gpus import find_gpu
+from fox.plan.memory import usable_bytes
+from fox.plan.rows import fitted_rows
 from fox.plan.starter import starter_recipe
 from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.schema import Stage
 from fox.recipe.write import toml_page
 from fox.report.run_files import Facts, Manifest
+from fox.runs.rows import fit_rows, stages_of
 
 if TYPE_CHECKING:
     from fox.train.speed import Shape, StepCost
@@ -50,10 +54,38 @@ class Wish:
         return not other and self.measure != "no" and find_spec("torch") is not None
 
 
+def with_rows_of(loaded: LoadedRecipe, wish: Wish, console: Console) -> LoadedRecipe:
+    """The recipe with the rows that would be taken where it leaves them open: by this machine, or the kind of GPU that is asked for."""
+    if not loaded.auto_rows:
+        return loaded
+    if wish.gpu is None and find_spec("torch") is not None:
+        fitted = fit_rows(loaded, Path("runs") / loaded.recipe.name)
+        where = "this machine, by its free memory"
+    else:
+        kind = find_gpu(wish.gpu) if wish.gpu else None
+        free = usable_bytes(kind) if kind else None
+        vocab_size = loaded.recipe.tokenizer.vocab_size
+        rows = {
+            key: fitted_rows(loaded.recipe, stage, vocab_size, free, True, None if kind else os.cpu_count(), wish.gpus)
+            for key, stage in stages_of(loaded.recipe).items()
+            if key in loaded.auto_rows
+        }
+        fitted = loaded.with_rows(rows)
+        where = kind.name if kind else "a processor with enough memory"
+    told = ", ".join(f"{key}.rows = {rows}" for key, rows in fitted.fitted_rows.items())
+    console.print(f"note: {told} on {where}.", highlight=False, soft_wrap=True)
+    return fitted
+
+
 def plan_recipe(recipe: Recipe, wish: Wish, as_json: bool, console: Console) -> str:
     """The plan of a recipe as a page or as JSON; of this machine where no other is asked for, and torch is there."""
     measured = measure_here(recipe, Path("runs") / recipe.name, wish.measure, console) if wish.measures() else None
-    made = plan(recipe, wish.gpus, wish.gpu, wish.mfu, wish.tokens_per_second, measured)
+    bf16 = True
+    if wish.measures():
+        from fox.train.machine import resolve_precision
+
+        bf16 = resolve_precision("auto") == "bf16"
+    made = plan(recipe, wish.gpus, wish.gpu, wish.mfu, wish.tokens_per_second, measured, bf16)
     return json.dumps(made.as_dict(), indent=2) if as_json else describe(made)
 
 
@@ -121,22 +153,20 @@ def measure_here(
     process_bytes = resident_bytes()
     vocab_size = recipe.tokenizer.vocab_size
     facts = data_facts(folder)
-    stages: dict[str, Stage] = {f"stage.{name}": stage for name, stage in recipe.stage.items()}
-    if recipe.tune:
-        stages["tune"] = recipe.tune
+    stages = stages_of(recipe)
     shapes = {key: _shape(recipe, stage, facts) for key, stage in stages.items()}
-    costs: list[tuple[Shape, StepCost | None]] = []
+    costs: list[tuple[str, Shape, StepCost | None]] = []
     found: dict[str, Measured] = {}
     kinds = {(shape.rows, shape.row_length) for shape in shapes.values()}
     for key, stage in stages.items():
         shape = shapes[key]
-        cost = next((cost for known, cost in costs if known == shape), None)
+        optimizer = recipe.tune.optimizer if recipe.tune and key == "tune" else recipe.optimizer
+        cost = next((cost for name, known, cost in costs if name == optimizer.name and _alike(known, shape)), None)
         if cost is None:
-            optimizer = recipe.tune.optimizer if recipe.tune and key == "tune" else recipe.optimizer
             with console.status(f"timing {key}: {shape.rows} rows of {shape.row_length} tokens"):
                 limit = limit_s / len(kinds)
                 cost = time_step(recipe.model, vocab_size, optimizer, shape, recipe.train, compiled, limit)
-            costs.append((shape, cost))
+            costs.append((optimizer.name, shape, cost))
         if cost is None:
             continue
         passes = max(1, round(stage.batch_tokens / (stage.rows * stage.row_length)))
@@ -149,6 +179,15 @@ def measure_here(
             timed_rows=cost.timed_rows,
         )
     return found
+
+
+def _alike(one: Shape, other: Shape) -> bool:
+    """Whether a pass of the one costs what a pass of the other does: a fifth more or less of a document's length changes little."""
+    mean = [
+        sum(length * share for length, share in shape.document_lengths.items()) / sum(shape.document_lengths.values())
+        for shape in (one, other)
+    ]
+    return (one.rows, one.row_length) == (other.rows, other.row_length) and max(mean) <= 1.2 * min(mean)
 
 
 def data_facts(folder: Path) -> Facts:

@@ -52,9 +52,9 @@ class _Diverged(Exception):  # noqa: N818 (it never reaches a reader)
 
 def find_rate(loaded: LoadedRecipe, folder: Path, num_rates: int, tokens: int | None, console: Console) -> list[Trial]:
     """Try rates around the recipe's, draw them in RUN/find-lr, and give the trials in the order of their rates."""
-    recipe = loaded.recipe
-    short = _short_recipe(recipe, tokens)
+    _short_recipe(loaded.recipe, tokens)  # raises where it can't be done
     run = do_steps(loaded, folder, ["tokenizer", "data"], None, console)
+    recipe, short = run.recipe, _short_recipe(run.recipe, tokens)
     with locked(folder), disk_failures(folder):
         centre = recipe.optimizer.peak_learning_rate
         rates = [_three_figures(centre * FACTOR ** (n - num_rates // 2)) for n in range(num_rates)]

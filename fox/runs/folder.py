@@ -19,7 +19,8 @@ import fox
 from fox.artifacts import remove_at_once, sha256_of, stamp_of, write_atomically, write_json
 from fox.errors import Failure, UserError
 from fox.recipe import LoadedRecipe, Recipe
-from fox.recipe.schema import without_descriptions
+from fox.recipe.migrate import migrated
+from fox.recipe.schema import VERSION, without_descriptions
 from fox.train.trackers import FOLDER as TRACKERS
 from fox.train.trackers import NONE_WANTED, Wanted
 
@@ -37,7 +38,14 @@ _OWN_CARE = (
     "checkpoints",
     TRACKERS,
 )  # the ones are removed as newer come, and carry their own hashes; others write the other
-_FIELDS: dict[str, Any] = {"inputs": dict, "outputs": dict, "stamps": dict, "facts": dict, "seconds": (int, float)}
+_FIELDS: dict[str, Any] = {
+    "inputs": dict,
+    "outputs": dict,
+    "stamps": dict,
+    "facts": dict,
+    "seconds": (int, float),
+    "recipe_version": int,
+}
 
 
 @dataclass
@@ -56,7 +64,7 @@ class Run:
         """What a step said when it was done, or None where it is not done."""
         path = self._manifest_path(step)
         try:
-            manifest = {"stamps": {}, **json.loads(path.read_text(encoding="utf-8"))}
+            manifest = {"stamps": {}, "recipe_version": 1, **json.loads(path.read_text(encoding="utf-8"))}
             wrong = [key for key, kind in _FIELDS.items() if not isinstance(manifest.get(key), kind)]
             if wrong:
                 raise ValueError(f"{wrong[0]} is not as Fox writes it")
@@ -95,7 +103,7 @@ class Run:
         manifest = self.manifest(step)
         if manifest is None:
             return
-        then = manifest["inputs"]
+        then = migrated(manifest["inputs"], manifest["recipe_version"])
         old, new = flat(then if all_of_them else {key: then[key] for key in inputs if key in then}), flat(inputs)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
@@ -117,6 +125,7 @@ class Run:
         manifest = {
             "step": step,
             "fox": fox.__version__,
+            "recipe_version": VERSION,
             "started": began.replace("+00:00", "Z"),
             "seconds": facts.get("seconds_training", round(time.time() - started, 1)),
             "inputs": inputs,
@@ -155,7 +164,8 @@ class Run:
         path = self.folder / "recipe.json"
         try:
             kept = json.loads(path.read_bytes())["recipe"]
-            same_run = without_descriptions(kept) == without_descriptions(self._kept()["recipe"])
+            today = {**migrated(kept, kept.get("version", 1)), "version": VERSION}
+            same_run = without_descriptions(today) == without_descriptions(self._kept()["recipe"])
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return  # none yet, or damaged: the next step that is done writes it
         if same_run and kept != self._kept()["recipe"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from textwrap import wrap
 
 import numpy as np
 from pydantic import ValidationError
@@ -15,8 +15,11 @@ from fox.errors import Failure, UserError
 from fox.formats.token_shards import Shard
 from fox.recipe import Recipe
 from fox.tokenizer import Tokenizer
-from fox.train.curriculum import Chunk, Row, StageOrder, curriculum, told
+from fox.train.curriculum import Chunk, StageOrder, curriculum, told
+from fox.train.events import read_events
 from fox.train.packing import Packing, open_packing
+
+_COLUMNS = 80
 
 
 def inspect_step(folder: Path, step: int, tokens: int) -> Iterator[str]:
@@ -32,7 +35,7 @@ def inspect_step(folder: Path, step: int, tokens: int) -> Iterator[str]:
     if not 1 <= step <= steps:
         raise UserError("--step", step, problem="is no step of this run", mend=f"Give one from 1 to {steps}.")
     index = open_packing(folder / "pretrain" / "packing", orders, shards)
-    order = next(order for order in reversed(orders) if order.first_step < step).after(_events(folder))
+    order = next(order for order in reversed(orders) if order.first_step < step).after(read_events(folder / "pretrain"))
     yield from _lines(order, step, steps, index, tokenizer, tokens)
 
 
@@ -51,40 +54,25 @@ def _recipe(folder: Path) -> Recipe:
         raise Failure(f"{path}: can't be read ({type(error).__name__}). Put it back, or train again.") from None
 
 
-def _events(folder: Path) -> list[dict[str, Any]]:
-    """The run's record."""
-    path = folder / "pretrain" / "events.jsonl"
-    try:
-        return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
-    except (OSError, ValueError, RecursionError) as error:
-        raise Failure(f"{path}: can't be read ({error}). The next checkpoint of the run writes it anew.") from None
-
-
 def _lines(
     order: StageOrder, step: int, steps: int, index: Packing, tokenizer: Tokenizer, tokens: int
 ) -> Iterator[str]:
     in_stage = step - 1 - order.first_step
     rows = order.rows_of_step(in_stage)
-    yield (
-        f"step {step} of {steps}: stage {order.name}, its step {in_stage + 1} of {order.steps}; "
-        f"{len(rows)} rows of {order.stage.row_length} tokens"
-    )
+    yield f"step {step} of {steps}: stage {order.name}, its step {in_stage + 1} of {order.steps}"
+    yield f"  {_count(len(rows), 'row')} of {order.stage.row_length} tokens"
     drawn = told(rows, order.stage.row_length)["mix"]
     total = sum(drawn.values())
     for source, share in order.mix_at(in_stage).items():
         yield f"  {source}: {share:.2%} of the mixture, {drawn.get(source, 0) / total:.2%} of this step"
     for number, row in enumerate(rows, start=1):
-        yield from _row_lines(number, row, index, tokenizer, tokens)
-
-
-def _row_lines(number: int, row: Row, index: Packing, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
-    lane = row[0].lane
-    chunks = "one chunk" if len(row) == 1 else f"{len(row)} chunks"
-    yield f"row {number}: {lane.source}, {chunks} of {lane.length}"
-    for place, chunk in enumerate(row, start=1):
-        epoch, again = index.epoch_of(chunk)
-        yield f"  chunk {place}: epoch {epoch + 1}{', again in this stage' if again else ''}"
-        yield from _chunk_lines(chunk, index, tokenizer, tokens)
+        lane = row[0].lane
+        yield ""
+        yield f"row {number}: {lane.source}, {_count(len(row), 'chunk')} of {lane.length}"
+        for place, chunk in enumerate(row, start=1):
+            epoch, again = index.epoch_of(chunk)
+            yield f"  chunk {place}: epoch {epoch + 1}{', again in this stage' if again else ''}"
+            yield from _chunk_lines(chunk, index, tokenizer, tokens)
 
 
 def _chunk_lines(chunk: Chunk, index: Packing, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
@@ -93,10 +81,22 @@ def _chunk_lines(chunk: Chunk, index: Packing, tokenizer: Tokenizer, tokens: int
     for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
         document = int(np.searchsorted(shard.ends, start, side="right"))
         first, end = shard.span(document)
-        span = f"tokens {start - first} to {start - first + length - 1} of {end - first}"
-        text = tokenizer.decode(shard.tokens[start : start + min(length, tokens)].tolist())
-        cut = "whole" if length == end - first else "cut"
-        yield f"    document {document}, {span}, {cut}: {json.dumps(text, ensure_ascii=False)}"
-    room = chunk.lane.length - int(lengths.sum())
-    if room:
-        yield f"    padding: {room} tokens"
+        kept = f"cut, its tokens {start - first + 1} to {start - first + length} of {end - first}"
+        if length == end - first:
+            kept = f"whole, {_count(length, 'token')}"
+        yield f"    document {document}: {kept}"
+        shown = min(length, tokens)
+        text = _on_one_line(tokenizer.decode(shard.tokens[start : start + shown].tolist())) + " …" * (shown < length)
+        yield from wrap(text, _COLUMNS, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    if room := chunk.lane.length - int(lengths.sum()):
+        yield f"    padding: {_count(room, 'token')}"
+
+
+def _on_one_line(text: str) -> str:
+    """Text as it is, but for what would move a terminal's cursor, or more."""
+    quoted = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"').replace("\\\\", "\\")
+    return "".join(mark if mark.isprintable() else f"\\u{ord(mark):04x}" for mark in quoted)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -118,7 +118,7 @@ def _replies(run: Run, models: dict[str, Transformer], tokenizer: Tokenizer, sho
 
     def answer(model: Transformer, prompt: str) -> Reply:
         shown.advance(1, "replies")
-        sampling = Sampling(settings.temperature, settings.top_p, seed=run.recipe.seed)
+        sampling = Sampling(settings.reply_temperature, settings.reply_top_p, seed=run.recipe.seed)
         return reply_to(model, tokenizer, prompt, sampling, settings.reply_tokens)
 
     chats = [

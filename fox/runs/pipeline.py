@@ -13,6 +13,7 @@ from fox.errors import UserError
 from fox.recipe import LoadedRecipe
 from fox.runs import steps
 from fox.runs.folder import STEPS, Run
+from fox.runs.rows import fit_rows, keep_rows
 from fox.train.trackers import NONE_WANTED, Wanted
 
 _Step = tuple[Callable[[], steps.Inputs], Callable[[steps.Inputs], steps.Facts]]
@@ -39,12 +40,13 @@ def do_steps(
         )
     with disk_failures(folder):
         _check_folder(folder)
-    run = Run(folder, loaded, watchers)
+    run = Run(folder, fit_rows(loaded, folder, redo), watchers)
     with locked(folder), disk_failures(folder):
         for step in _before(redo):
             run.check_inputs(step, steps.recipe_inputs(run.recipe, step))
         if redo:
             console.print(f"removed what {', '.join(run.undo(redo))} had made in {folder}")
+        keep_rows(run.loaded, folder)
         for step in wanted:
             if step == "tune" and not run.recipe.tune:
                 continue

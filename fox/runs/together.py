@@ -19,6 +19,7 @@ from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.schema import Stage
 from fox.runs import pipeline
 from fox.runs.folder import Run
+from fox.runs.rows import fit_rows
 from fox.runs.steps import follow
 from fox.train.trackers import NONE_WANTED, Wanted
 
@@ -39,8 +40,10 @@ def do_steps(
     """`pipeline.do_steps`, by this process alone or, of many, by the leader; the others train when it does, and end when it is done.
 
     What goes wrong is told once, by whoever meets it first, and all end with its exit code. SIGTERM ends with 75.
+    Raises UserError where so many ranks can't train this recipe.
     """
     if num_ranks() == 1:
+        loaded = fit_rows(loaded, folder, redo)
         check_ranks(loaded.recipe, 1, wanted)
         with _ended_by_sigterm():
             return pipeline.do_steps(loaded, folder, wanted, redo, console, watchers)
@@ -48,6 +51,9 @@ def do_steps(
 
     team = join()
     with _ended_by_sigterm(), _told_once(team):
+        data_ranks = max(1, team.size // loaded.recipe.train.tensor_parallel)
+        rows = team.from_leader(lambda: dict(fit_rows(loaded, folder, redo, data_ranks).fitted_rows))
+        loaded = loaded.with_rows(rows or {})
         check_ranks(loaded.recipe, team.size, wanted)
         team.share_model(loaded.recipe.train.tensor_parallel)
         if not team.leads:
@@ -77,9 +83,11 @@ def num_ranks() -> int:
 
 
 def check_ranks(recipe: Recipe, ranks: int, wanted: Sequence[str]) -> None:
-    """Raise UserError where so many processes can't share the recipe's model or its steps' rows evenly."""
+    """Raise UserError where so many processes can't share the recipe's model, its optimiser or its steps' rows evenly."""
     tensor_ranks = recipe.train.tensor_parallel
     _check_tensor_parallel(recipe, tensor_ranks, ranks)
+    if ranks > 1:
+        _check_weights(recipe, wanted)
     data_ranks = ranks // tensor_ranks
     stages: dict[str, Stage] = {}
     if "pretrain" in wanted:
@@ -88,22 +96,18 @@ def check_ranks(recipe: Recipe, ranks: int, wanted: Sequence[str]) -> None:
         stages["tune"] = recipe.tune
     for key, stage in stages.items():
         together = data_ranks * stage.rows * stage.row_length
-        # The steps of a ramp are whole passes on one rank; on several they must be whole passes on each.
-        uneven = {size for size in map(stage.batch_tokens_of, range(stage.steps)) if size % together}
-        if uneven and not stage.batch_tokens % together:
-            raise UserError(
-                f"{key}.batch_ramp",
-                problem=f"makes steps of {min(uneven)} tokens, no multiple of ranks x rows x chunk length = {together}",
-                mend=f"Leave it out, or try -o {key}.rows=1, or start fewer processes.",
-            )
-        if uneven:
-            nearest = max(1, round(stage.batch_tokens / together)) * together
-            raise UserError(
-                f"{key}.batch_tokens",
-                stage.batch_tokens,
-                problem=f"is no multiple of ranks x rows x chunk length = {data_ranks} x {stage.rows} x {stage.row_length} = {together}",
-                mend=f"Try -o {key}.batch_tokens={nearest}, or -o {key}.rows=1, or start fewer processes.",
-            )
+        sizes = {"batch_tokens": stage.batch_tokens}
+        if stage.batch_ramp:  # its steps are multiples of what divides the first and the last one
+            sizes["batch_ramp.start"] = stage.batch_ramp.start
+        for name, size in sizes.items():
+            if size % together:
+                nearest = max(1, round(size / together)) * together
+                raise UserError(
+                    f"{key}.{name}",
+                    size,
+                    problem=f"is no multiple of ranks x rows x chunk length = {data_ranks} x {stage.rows} x {stage.row_length} = {together}",
+                    mend=f"Try -o {key}.{name}={nearest}, or -o {key}.rows=1, or start fewer processes.",
+                )
 
 
 @contextlib.contextmanager
@@ -111,6 +115,8 @@ def _ended_by_sigterm() -> Iterator[None]:
     """Outside of training, where nothing is to be saved: what is half-made is removed, and the exit code says that it goes on."""
 
     def end(*_: object) -> NoReturn:
+        # Sent again (by torchrun, and by who sent it to torchrun), it disturbs no clearing up.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise Stopped("asked to end (SIGTERM). The same command goes on from here.")
 
     if threading.current_thread() is not threading.main_thread():
@@ -161,8 +167,37 @@ def _end_in_silence(exit_code: int) -> NoReturn:
     """torchrun ends all ranks when the first one ends: leave that to the one that tells why."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(_TELLS_WITHIN_S)
+    # Where all were asked to end, nobody else will end this one, and a scheduler waits for it.
+    time.sleep(1 if exit_code == Stopped.exit_code else _TELLS_WITHIN_S)
     sys.exit(exit_code)
+
+
+def _check_weights(recipe: Recipe, wanted: Sequence[str]) -> None:
+    optimizers = {"optimizer": recipe.optimizer} if "pretrain" in wanted else {}
+    if "tune" in wanted and recipe.tune:
+        optimizers["tune.optimizer"] = recipe.tune.optimizer
+    for key, optimizer in optimizers.items():
+        if recipe.train.precision == "bf16-weights":
+            raise UserError(
+                "train.precision",
+                recipe.train.precision,
+                problem="is for one process: it rounds each weight by chance, and here each would be spread over several",
+                mend="-o train.precision=bf16, or start one process.",
+            )
+        if optimizer.name == "adafactor":  # torch's own takes norms in place, which sharded tensors refuse
+            raise UserError(
+                f"{key}.name",
+                optimizer.name,
+                problem="is for one process: torch's adafactor can't step weights that are spread over several",
+                mend=f"-o {key}.name=adamw, or start one process.",
+            )
+        if recipe.train.tensor_parallel > 1 and optimizer.name != "adamw":
+            raise UserError(
+                f"{key}.name",
+                optimizer.name,
+                problem="needs whole heads, and train.tensor_parallel cuts them",
+                mend=f"-o train.tensor_parallel=1, or -o {key}.name=adamw.",
+            )
 
 
 def _check_tensor_parallel(recipe: Recipe, tensor_ranks: int, ranks: int) -> None:

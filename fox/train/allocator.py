@@ -23,6 +23,8 @@ def keep_freed_memory() -> bool:
         ctypes.CDLL(None).gnu_get_libc_version  # noqa: B018 (musl has a mallopt that does nothing, and lacks this)
     except (AttributeError, OSError):
         return False
-    largest = 2**31 - 1  # an int; the mapping threshold may be half of that at most
-    settings = ((_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, largest), (_TOP_PAD, 64 << 20))
-    return all([mallopt(name, value) == 1 for name, value in settings])
+    # Before glibc 2.35 the mapping threshold could be 32 MB at most. Refused altogether, nothing may be set: the other two would
+    # freeze that threshold at its first value, and every tensor would be mapped anew for good.
+    if not any(mallopt(_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 32 << 20)):
+        return False
+    return bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1) == 1 and mallopt(_TOP_PAD, 64 << 20) == 1)

@@ -4,6 +4,8 @@ The longest piece comes first, and each goes into the fullest bin that still has
 so bins lie in stacks by the room that they have left, and the non-empty stacks are the ones of a bit set: finding the best fit
 is one shift. All pieces of one length are placed at once, since the fullest bin that took one of them is the fullest that can
 take the next.
+
+Where pieces are so long that they leave much room whatever is done, a few of them can be cut to fill it.
 """
 
 from __future__ import annotations
@@ -51,8 +53,40 @@ def best_fit(lengths: Numbers, capacity: int) -> tuple[Numbers, Numbers]:
                 if some and left:
                     stacks.setdefault(left, []).extend(some)
                     stocked |= 1 << left
-    room_left = capacity - np.bincount(bin_of, weights=lengths, minlength=num_bins).astype(np.int64)
+    return _fullest_first(bin_of, lengths, capacity)
+
+
+def cut_to_fill(
+    lengths: Numbers, bin_of: Numbers, room: Numbers, capacity: int, most_waste: float
+) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Cut some pieces, where more than `most_waste` of the room in the bins of `best_fit` is left, so that no more is, or less than a bin.
+
+    The emptiest bins are poured into the others' room, the most room first: the fewest pieces are cut. Of each piece that there is
+    then: which one it is of, where in that it begins, its length, and its bin.
+    """
+    total = int(lengths.sum())
+    kept = max(-(-total // capacity), int(total / (capacity * (1 - most_waste))))
+    poured = np.flatnonzero(bin_of >= kept)
+    if not len(poured):
+        return np.arange(len(lengths)), np.zeros_like(lengths), lengths, bin_of
+    ends = np.cumsum(lengths[poured])
+    room_ends = np.cumsum(room[:kept][::-1])
+    ends_of_parts = np.union1d(ends, room_ends[room_ends < ends[-1]])
+    begins = np.concatenate([[0], ends_of_parts[:-1]])
+    piece = np.searchsorted(ends, begins, side="right")
+    into = kept - 1 - np.searchsorted(room_ends, begins, side="right")
+    stay = np.flatnonzero(bin_of < kept)
+    of = np.concatenate([stay, poured[piece]])
+    offsets = np.concatenate([np.zeros_like(stay), begins - (ends - lengths[poured])[piece]])
+    new_lengths = np.concatenate([lengths[stay], ends_of_parts - begins])
+    new_bins, _ = _fullest_first(np.concatenate([bin_of[stay], into]), new_lengths, capacity)
+    return of, offsets, new_lengths, new_bins
+
+
+def _fullest_first(bin_of: Numbers, lengths: Numbers, capacity: int) -> tuple[Numbers, Numbers]:
+    """Bins numbered anew, and the room left in each."""
+    room_left = capacity - np.bincount(bin_of, weights=lengths).astype(np.int64)
     fullest_first = np.argsort(room_left, kind="stable")
     new_number = np.empty_like(fullest_first)
-    new_number[fullest_first] = np.arange(num_bins)
+    new_number[fullest_first] = np.arange(len(fullest_first))
     return new_number[bin_of], room_left[fullest_first]

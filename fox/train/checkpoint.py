@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from fox.artifacts import folder_made_whole, remove_at_once, sha256_of, write_atomically, write_json
+from fox.artifacts import disk_failures, folder_made_whole, remove_at_once, sha256_of, write_atomically, write_json
 from fox.errors import Failure, Problem, RecipeError
 from fox.formats.safetensors import read_safetensors
 from fox.model import Transformer
@@ -105,7 +105,8 @@ class Checkpoints:
         state = _state_of(model, optimizer)
         if not self.team.leads:
             partial = Path(self.team.from_leader(lambda: None))
-            _write(partial, state, self.team)
+            with disk_failures(self.folder / name):
+                _write(partial, state, self.team)
             self.team.from_leader(lambda: None)
             return
         with folder_made_whole(self.folder / name) as partial:

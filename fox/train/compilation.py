@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import torch
 
@@ -23,7 +25,14 @@ def compile_blocks(model: Transformer) -> None:
             problem="needs a C++ compiler, and there is no g++ or clang++",
             mend="Install one, or -o train.compile=false.",
         )
+    _keep_code()
     torch._dynamo.config.recompile_limit = 64  # a shape for each stage; the default of 8 falls back to eager in silence
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in model.layers:
         block.compile(dynamic=False)
+
+
+def _keep_code() -> None:
+    """Keep compiled code between runs and restarts of the machine: torch's own place for it is in the folder of temporary files."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "fox" / "torchinductor"))

@@ -110,6 +110,13 @@ class StageOrder:
         """How many chunks the whole stage takes of a lane."""
         return self.rows_of(lane) * (self.stage.row_length // lane.length)
 
+    def tokens_given(self, step: int) -> dict[str, int]:
+        """The tokens of each source in the stage's steps before `step` (from 0), padding included."""
+        given: dict[str, int] = {}
+        for lane, rows in zip(self.lanes, self._rows_before(self._row_of_step(step)), strict=True):
+            given[lane.source] = given.get(lane.source, 0) + rows * self.stage.row_length
+        return given
+
     def mix_at(self, step: int) -> dict[str, float]:
         """Each source's share of the tokens at the stage's `step` (from 0)."""
         mixture = self._mixtures[self._place_in_mixtures(self._row_of_step(step))]

@@ -20,7 +20,6 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from fox.errors import UserError
 from fox.model import ModelConfig, Transformer
 from fox.model.config import RopeScaling
 from fox.model.loss import summed_loss
@@ -103,7 +102,10 @@ def clip_gradients(training: TrainingModel, max_norm: float, team: Team) -> floa
     """The norm of the whole gradient, over all ranks, after which it is scaled down to `max_norm` where it was larger."""
     parameters = [parameter for parameter in training.parameters() if parameter.grad is not None]
     if team.mesh is None:
-        return torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
+        norms = [torch.linalg.vector_norm(parameter.grad, dtype=torch.float32) for parameter in parameters]
+        total = torch.linalg.vector_norm(torch.stack(norms))  # of bf16 gradients, too, in float32
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total)
+        return total.item()
     gradients = [parameter.grad for parameter in parameters if isinstance(parameter.grad, DTensor)]
     assert len(gradients) == len(parameters)
     _sum_over_heads(training, team.mesh)
@@ -120,20 +122,12 @@ def clip_gradients(training: TrainingModel, max_norm: float, team: Team) -> floa
 
 
 def groups_of_one_mesh(optimizer: torch.optim.Optimizer) -> None:
-    """Divide an optimiser's groups so that each has tensors of one mesh: fused updates of mixed ones are refused by torch.
-
-    Raises UserError for an optimiser that is made of several, whose groups are not its own.
-    """
+    """Divide AdamW's groups so that each has tensors of one mesh: fused updates of mixed ones are refused by torch."""
     for group in list(optimizer.param_groups):
         by_heads = [parameter for parameter in group["params"] if _is_cut_by_heads(parameter)]
         if not by_heads:
             continue
-        if not isinstance(optimizer, torch.optim.AdamW):
-            raise UserError(
-                "train.tensor_parallel",
-                problem=f"is for AdamW, and this is {type(optimizer).__name__}",
-                mend="-o train.tensor_parallel=1, or -o optimizer.name=adamw.",
-            )
+        assert isinstance(optimizer, torch.optim.AdamW)  # the groups of others are not their own alone
         group["params"] = [parameter for parameter in group["params"] if not _is_cut_by_heads(parameter)]
         optimizer.param_groups.append({**group, "params": by_heads})
 

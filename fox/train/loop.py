@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from fox.train.events import Event, read_events, write_events
 from fox.train.gauges import Gauges, LossBySource
 from fox.train.machine import device, peak_memory_bytes, resolve_precision
 from fox.train.metrics import Metrics
+from fox.train.mixing import Mixtures, rows_needed
 from fox.train.narrow_weights import narrow_matrices
 from fox.train.optimizer import make_optimizer
 from fox.train.packing import Packing
@@ -68,6 +69,8 @@ class Job:
     train: Train
     identity: Identity
     learn_marked_only: bool
+    most_tokens: Mapping[str, float]
+    """How much of each source a mixture that follows the loss may come to."""
     team: Team = ALONE
     seed: int = 0
     """Of what optimisers draw: train.precision = bf16-weights rounds by chance."""
@@ -152,8 +155,9 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
             else:
                 tokens_before = steps[progress.step - 1].tokens_seen if progress.step else 0
                 fraction = learning_rate_fraction(job.schedule, tokens_before, step.tokens_seen, total_tokens)
+                order = course.mixtures.orders[step.order.name]
                 row, verdict = train_step(
-                    training, optimizer, job, step.order, step.in_stage, fraction, precision, course.watch, about
+                    training, optimizer, job, order, step.in_stage, fraction, precision, course.watch, about
                 )
             took = time.perf_counter() - began
             progress.seconds += took
@@ -164,6 +168,8 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
             progress.step += 1
             if verdict.action == "skip":
                 _record(job, progress, skip_event(verdict, progress.step), once=True)
+            if change := course.mixtures.after_step({**about, **row}, progress.events):
+                _record(job, progress, change)
             if course.metrics and course.gauges:
                 measured = course.gauges.of_step(row["mix"], step.order.batch_tokens_of(step.in_stage), took)
                 line = {**about, **row, "seconds": round(progress.seconds, 3), **({} if over else measured)}
@@ -171,9 +177,9 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
                 job.on_row(line)
             meter.advance_to(step.tokens_seen, f"{step.order.name}, loss {row.get('loss', math.nan):.3f}")
             stopped = team.any_of(stop.noted)
-            # Weights that no step has changed since the trouble began need no checkpoint, and would push out one from before it.
+            # Weights that trouble keeps as they are need no checkpoint more, which would push out one from before it.
             due = progress.step % job.train.checkpoint_every_steps == 0 and (
-                not course.watch.skips_in_a_row or progress.step in job.needed_steps
+                not (over or course.watch.skips_in_a_row) or progress.step in job.needed_steps
             )
             if step.ends_stage or due or stopped:
                 if stopped:
@@ -265,6 +271,7 @@ class _Course:
     metrics: Metrics | None
     gauges: Gauges | None
     watch: Watch
+    mixtures: Mixtures
 
 
 def _go_on(
@@ -289,7 +296,9 @@ def _go_on(
     seen = team.from_leader(lambda: newest_rows(metrics.lines(), job.train) if metrics else [])
     watch = Watch(job.train, job.schedule.warmup_tokens, seen)
     gauges = Gauges(training.transformer, precision, team.size, job.packing.shards, metrics.rows()) if metrics else None
-    return _Course(progress, metrics, gauges, watch)
+    mixed = team.from_leader(lambda: metrics.newest(rows_needed(job.orders)) if metrics else [])
+    mixtures = Mixtures(job.orders, progress.events, mixed, job.most_tokens)
+    return _Course(progress, metrics, gauges, watch, mixtures)
 
 
 def _roll_back(job: Job, checkpoints: Checkpoints, progress: Progress, verdict: Verdict) -> None:

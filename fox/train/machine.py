@@ -93,12 +93,20 @@ def free_memory_bytes() -> int | None:
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError, IndexError):
         return None
-    try:  # a container's limit
-        group = Path("/sys/fs/cgroup")
-        allowed = int((group / "memory.max").read_text()) - int((group / "memory.current").read_text())
-    except (OSError, ValueError):  # none, or "max"
-        return free
-    return max(0, min(free, allowed))
+    allowed = _left_in_container(Path("/sys/fs/cgroup"))
+    return free if allowed is None else min(free, allowed)
+
+
+def _left_in_container(group: Path) -> int | None:
+    """What a container's limit leaves; None where there is none. What is only kept of files that were read counts as free: the
+    kernel gives it up when it is asked to."""
+    try:
+        limit, taken = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        kept_of_files = int(stat["inactive_file"]) + int(stat.get("slab_reclaimable", 0))
+    except (OSError, ValueError, KeyError):  # no such file, or "max"
+        return None
+    return max(0, limit - taken + kept_of_files)
 
 
 def peak_memory_bytes() -> int:

@@ -43,6 +43,11 @@ class Metrics:
         """The lines, read."""
         return map(json.loads, self.lines())
 
+    def newest(self, count: int) -> list[dict[str, Any]]:
+        """The last so many rows, or all where there are fewer."""
+        lines = self.lines()
+        return [json.loads(line) for line in lines[max(0, len(lines) - count) :]]
+
     def last_loss(self) -> float:
         """Of the last step that was not passed over."""
         return next(

@@ -35,8 +35,11 @@ from fox.train.narrow_weights import narrow_matrices
 from fox.train.optimizer import make_optimizer
 from fox.train.team import ALONE
 
-_GRADIENT_BYTES = 4
-"""Of a parameter, float32."""
+_FEW_TOKENS = 512
+"""A pass of fewer takes longer for each token: 128 take twice as long each as 512 do (fox/plan/rows.py)."""
+
+_GLANCE_TOKENS = 256
+"""How long a row is looked at before it is known how many can be timed."""
 
 _MOST_SLACK = 1.6
 """In a small model, what the libraries hold once and for all weighs more than it does in a large one."""
@@ -97,19 +100,22 @@ def time_step(
     if compiled:
         rows, least = shape.rows, None
     else:
-        least = one.cost(shape, rows=1, turns=1)
+        glance = Shape(1, min(shape.row_length, _GLANCE_TOKENS), {shape.row_length: 1.0})
+        one.timed(glance, rows=1)  # the first pass of a process takes longer
+        first_seconds = one.timed(glance, rows=1) * shape.row_length / glance.row_length
         spent = time.perf_counter() - began
-        if spent > 4 * limit_s:
+        if spent + first_seconds > 4 * limit_s:
             return None
         # A look at the memory, then timed turns, of one block and of two: about twelve times one block's pass in all.
-        rows = max(1, min(shape.rows, int((limit_s - spent) / (12 * least.seconds))))
-    turns = 5 if compiled else 3
-    of_one = least if least and rows == 1 else one.cost(shape, rows, turns=0)
-    of_two = two.cost(shape, rows, turns=0)
+        rows = min(shape.rows, max(-(-_FEW_TOKENS // shape.row_length), int((limit_s - spent) / (12 * first_seconds))))
+        least = one.cost(shape, rows=1, turns=1) if rows > 1 else None
+    of_one, of_two = one.cost(shape, rows, turns=0), two.cost(shape, rows, turns=0)
     _forget_peak()
-    for _ in range(turns):  # in turns, so that a busy moment of the machine does not fall on one of them alone
+    for turn in range(5 if compiled else 3):  # in turns, so that a busy moment does not fall on one of them alone
+        if turn and not compiled and time.perf_counter() - began > 1.5 * limit_s:
+            break
         of_one, of_two = of_one.best(one.timed(shape, rows)), of_two.best(two.timed(shape, rows))
-    held = 2 * _GRADIENT_BYTES * (one.parameters + two.parameters) + of_two.bytes  # weights, gradients, a pass
+    held = 2 * (one.weight_bytes + two.weight_bytes) + of_two.bytes  # weights, gradients, a pass
     slack = min(_MOST_SLACK, max(1.0, (_peak_bytes() - before) / held))
     block = of_two.less(of_one)
     rest = of_one.less(block)
@@ -127,7 +133,7 @@ def time_step(
         optimizer_seconds=optimizer_one + max(0.0, optimizer_two - optimizer_one) * (blocks - 1),
         pass_bytes=int(total.bytes),
         state_bytes=one.state_bytes() + (two.state_bytes() - one.state_bytes()) * (blocks - 1),
-        gradient_bytes=_GRADIENT_BYTES * (one.parameters + (two.parameters - one.parameters) * (blocks - 1)),
+        gradient_bytes=one.weight_bytes + (two.weight_bytes - one.weight_bytes) * (blocks - 1),
         slack=slack,
         row_bytes=int(blocks * block.bytes / rows),
         timed_rows=rows,
@@ -185,15 +191,18 @@ class _Small:
         transformer.checkpointing = train.activation_checkpointing
         self.model.train()
         self.optimizer = make_optimizer(transformer, optimizer, self.precision)
-        self.parameters = transformer.num_parameters()
+        self.weight_bytes = sum(weight.numel() * weight.element_size() for weight in transformer.parameters())
         self.vocab_size = vocab_size
+        self.compiled = compiled
         if compiled:
             compile_blocks(transformer)
 
     def cost(self, shape: Shape, rows: int, turns: int) -> _Cost:
         """Bytes that a first pass allocates at its fullest, and the quickest of `turns` passes after it (none: infinity)."""
         self.optimizer.zero_grad(set_to_none=True)
-        if self.precision == "bf16" or turns == 0:  # code is made and memory is laid out at the first call of each size
+        if (
+            self.precision == "bf16" or self.compiled
+        ):  # code is made and memory is laid out at the first call of each size
             self.timed(shape, rows)
             self.optimizer.zero_grad(set_to_none=True)
         allocated = _most_allocated(lambda: self.timed(shape, rows))

@@ -19,7 +19,8 @@ from fox.train.checkpoint import Identity
 from fox.train.curriculum import StageOrder, curriculum
 from fox.train.loop import AfterStage, Job, OnRow, Outcome, nobody, train
 from fox.train.machine import losses_depend_on, resolve_precision
-from fox.train.packing import Limit, Packing, packing
+from fox.train.packer import Limit
+from fox.train.packing import Packing, packing
 from fox.train.team import ALONE, Team
 
 
@@ -79,10 +80,14 @@ def pack(
     `meter` counts tokens. Raises UserError where a source would be seen too often.
     """
     orders = curriculum(recipe, stages, {name: len(shard.tokens) for name, shard in shards.items()})
-    key = "max_tune_epochs" if any(isinstance(stage, Tune) for stage in stages.values()) else "max_epochs"
-    limit = Limit(f"train.{key}", getattr(recipe.train, key))
+    limit = _limit(recipe, stages)
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return orders, packing(folder / "packing", orders, shards, limit, meter, workers)
+
+
+def _limit(recipe: Recipe, stages: Mapping[str, Stage]) -> Limit:
+    key = "max_tune_epochs" if any(isinstance(stage, Tune) for stage in stages.values()) else "max_epochs"
+    return Limit(f"train.{key}", getattr(recipe.train, key))
 
 
 def _job(
@@ -110,6 +115,7 @@ def _job(
         train=recipe.train,
         identity=identity,
         learn_marked_only=learn_marked_only,
+        most_tokens={name: _limit(recipe, stages).epochs * len(shard.tokens) for name, shard in shards.items()},
         team=team,
         seed=recipe.seed,
         needed_steps=[] if tuning else averaged_steps(stages.values(), recipe.train),

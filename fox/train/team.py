@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,11 +19,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from fox.errors import Failure
 from fox.train.machine import device
 
 _MEET_S = 300
 _POLL_S = 0.05
 _TOLD = "fox/told"
+_HEARD = "fox/heard"
 
 
 class Ended(Exception):  # noqa: N818 (the error is somebody else's, and told by them)
@@ -72,7 +75,8 @@ class ManyRanks(Team):
         if where.type == "cuda":
             torch.cuda.set_device(where)
         met = dist.rendezvous("env://", timeout=datetime.timedelta(seconds=_MEET_S))
-        self._store, self.rank, self.size = next(met)
+        store, self.rank, self.size = next(met)
+        self._store = _cleared(store, self.rank, self.size)
         backend = "nccl" if where.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=self._store, rank=self.rank, world_size=self.size)
         self._said = 0
@@ -127,6 +131,32 @@ class ManyRanks(Team):
         except Ended as ended:
             return ended.exit_code
         return None
+
+
+def _cleared(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """The store, but for all that was said in it before these processes were started.
+
+    torchrun keeps one store over all its restarts (`_shared_tcp_store_server` of its rendezvous), and the number of a restart
+    that it tells may differ between machines. So each process says a word that it has just made up, and the leader says its
+    own with those that it has heard, until everybody has found theirs among them: that cannot be of an earlier start.
+    Raises Failure where somebody does not come.
+    """
+    word = secrets.token_hex(8)
+    store.set(f"fox/word/{rank}", word)
+    deadline = time.monotonic() + _MEET_S
+    while time.monotonic() < deadline:
+        if rank == 0:
+            heard = {str(other): store.get(f"fox/word/{other}").decode() for other in range(size)}
+            store.set(_HEARD, json.dumps(heard))
+            if store.check([f"fox/found/{word}/{other}" for other in range(1, size)]):
+                return dist.PrefixStore(word, store)
+        elif store.check([_HEARD]):
+            heard = json.loads(store.get(_HEARD))
+            if heard.get(str(rank)) == word:
+                store.set(f"fox/found/{heard['0']}/{rank}", "")
+                return dist.PrefixStore(heard["0"], store)
+        time.sleep(_POLL_S)
+    raise Failure(f"the {size} processes of this run did not all meet within {_MEET_S} s. Start them again.")
 
 
 ALONE = Team()

@@ -90,7 +90,6 @@ class Watch:
         if stage != self._stage:
             self._stage = stage
             self._good.clear()
-            self._skipped = []
 
     def _remember(self, row: Row) -> None:
         self._enter(row["stage"])
@@ -98,7 +97,7 @@ class Watch:
             self._skipped.append(row)
             return
         # One that stood alone did no harm to the weights, and may be of a rare kind of data: it widens the band for the next.
-        alone = self._skipped if len(self._skipped) == 1 and _is_finite(self._skipped[0]) else []
+        alone = self._skipped if len(self._skipped) == 1 and _tells_of(self._skipped[0], row["stage"]) else []
         # While the rate still rises, so may the loss, as in models that had come to rest (arXiv 2308.04014).
         if "passed_over" not in row and row["tokens"] > self._warmup_tokens:
             self._good.extend((seen["step"], seen["loss"], _log(seen["gradient_norm"])) for seen in (*alone, row))
@@ -144,7 +143,7 @@ def newest_rows(lines: Sequence[bytes | str], rules: Train) -> list[dict[str, An
     good = 0
     for line in reversed(lines):
         row = json.loads(line)
-        if good == _steps_known(rules) or (rows and row["stage"] != rows[-1]["stage"]):
+        if good == _steps_known(rules) or (good and row["stage"] != rows[-1]["stage"]):
             break
         rows.append({key: row[key] for key in _READ if key in row})
         good += "loss" in row and "skipped" not in row
@@ -153,14 +152,14 @@ def newest_rows(lines: Sequence[bytes | str], rules: Train) -> list[dict[str, An
 
 def roll_back_event(
     verdict: Verdict, step: int, events: Sequence[Event], checkpoints: Iterable[int], most: int
-) -> Event:
+) -> dict[str, Any]:
     """The roll-back from `step` as it goes on record: `to` is the step of the checkpoint to go back to.
 
     The newest one from before the trouble; where the last roll-back led nowhere, one that is older than that one's, as long as
     there is one. Raises Failure where there is none at all, or after `most` roll-backs that led nowhere.
     """
     before = sorted(kept for kept in checkpoints if kept < verdict.since)
-    in_vain = _in_vain(events, before[-1] if before else 0)
+    in_vain = _in_vain(events, before[-1] if before else 0, verdict.since)
     if not before:
         raise _given_up(step, verdict, "there is no checkpoint from before the trouble")
     if len(in_vain) >= most:
@@ -177,7 +176,7 @@ def roll_back_event(
     }
 
 
-def skip_event(verdict: Verdict, step: int) -> Event:
+def skip_event(verdict: Verdict, step: int) -> dict[str, Any]:
     """A skipped step as it goes on record."""
     return {"event": "skip", "step": step, "reason": verdict.reason}
 
@@ -197,14 +196,14 @@ def undone_by(recorded: Iterable[Event], known: Sequence[Event], step: int) -> E
     return None
 
 
-def _in_vain(events: Sequence[Event], newest: int) -> list[Event]:
-    """The last roll-backs, oldest first, after each of which no good checkpoint was made further on than where it came from."""
+def _in_vain(events: Sequence[Event], newest: int, since: int) -> list[Event]:
+    """The last roll-backs, oldest first, that led nowhere: trouble went on at once, or no checkpoint was made further on."""
     chain: list[Event] = []
     for event in reversed([event for event in events if event["event"] == "roll_back"]):
-        if newest > event["step"]:
+        if newest > event["step"] and since > event["step"] + 1:
             break
         chain.insert(0, event)
-        newest = event["to"]
+        newest, since = event["to"], event["since"]
     return chain
 
 
@@ -243,8 +242,9 @@ def _median(values: Sequence[float]) -> float:
     return sorted(values)[(len(values) - 1) // 2]
 
 
-def _is_finite(row: Row) -> bool:
-    return math.isfinite(row.get("loss", math.nan)) and math.isfinite(row.get("gradient_norm", math.nan))
+def _tells_of(row: Row, stage: str) -> bool:
+    numbers = [row.get(key, math.nan) for key in ("loss", "gradient_norm")]
+    return row["stage"] == stage and all(map(math.isfinite, numbers))
 
 
 def _log(norm: float) -> float:

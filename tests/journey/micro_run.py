@@ -94,7 +94,7 @@ def essence(run: Path) -> dict[str, Any]:
 
 def trained(run: Path, step: str = "pretrain") -> dict[str, Any]:
     """Of that, what one of the two trainings has made."""
-    moods = ("seconds", "tokens_per_second", "memory_bytes")
+    moods = ("seconds", "tokens_per_second", "share_of_peak", "memory_bytes", "memory_now_bytes")
     rows = [json.loads(line) for line in (run / step / "metrics.jsonl").read_text().splitlines()]
     weights = run / FOLDERS[step][0] / "model.safetensors"
     return {

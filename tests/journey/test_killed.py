@@ -81,6 +81,23 @@ def test_sigterm_saves_the_step_under_way_and_ends_with_75(untrained: Path, fini
     assert [(event["event"], event["step"]) for event in events] == [("stopped", step), ("went on", step)]
 
 
+@pytest.mark.parametrize(("step", "before"), [("tokenizer", []), ("data", ["tokenizer"])])
+def test_sigterm_where_nothing_is_trained_ends_with_75_and_leaves_nothing_half_made(
+    world: Path, step: str, before: list[str]
+) -> None:
+    story = (world / "text/000.txt").read_text()
+    (world / "text/long.txt").write_text(
+        "".join(f"{story}{number}\n" for number in range(20_000))
+    )  # some seconds' work
+    for earlier in before:
+        fox(world, earlier, "micro.toml")
+    run = world / RUN
+    begun = (lambda: bool(leftovers(run))) if step == "data" else (run / "inventory.json").exists
+    code, told = kill_when(begun, world, step, "micro.toml", sent=signal.SIGTERM)
+    assert code == 75 and "stopped: asked to end (SIGTERM)" in told and "Traceback" not in told
+    assert not (run / f"manifests/{step}.json").exists() and leftovers(run) == []
+
+
 def test_killed_while_it_tunes(untuned: Path, finished: Path) -> None:
     code, _ = kill_when(rows_reach(untuned, 4, "tune"), untuned, "tune", "micro.toml")
     assert code == -9

@@ -23,7 +23,8 @@ def shown_commands(first_word: str) -> list[str]:
     blocks = [
         found for page in PAGES for found in re.findall(r"```(\w*)\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
     ]
-    lines = [line.split(" #")[0].strip() for kind, block in blocks if kind != "text" for line in block.splitlines()]
+    whole = [block.replace("\\\n", " ") for kind, block in blocks if kind != "text"]
+    lines = [line.split(" #")[0].strip() for block in whole for line in block.splitlines()]
     return sorted({line for line in lines if line.startswith(f"{first_word} ")})
 
 

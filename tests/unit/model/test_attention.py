@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from fox.kernels import attention as kernel
 from fox.kernels.attention import additive, attend, attend_plainly, causal_mask
 from fox.model import ModelConfig, Transformer, attention
 from fox.model.attention import document_mask, places_in_segments
@@ -43,12 +44,17 @@ def test_attend_with_documents_is_its_plain_twin(kv_heads: int) -> None:
         assert_close(attend(q, k, v, mask), attend_plainly(q, k, v, None))
 
 
+@pytest.mark.parametrize("length", [8, 43, 48])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attend_by_products_and_its_gradients_are_its_plain_twins(kv_heads: int) -> None:
-    segment_BT = torch.tensor([[0, 0, 0, 1, 1, 2, 3, 3], [0, 1, 1, 1, 1, 1, 1, 1]])
+def test_attend_by_products_and_its_gradients_are_its_plain_twins(
+    kv_heads: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one block of queries, in three with a last one that is shorter, and in four."""
+    monkeypatch.setattr(kernel, "_FEWEST_QUERIES", 12)
+    segment_BT = torch.tensor([[0, 0, 0, 1, 1, 2, 3, 3], [0, 1, 1, 1, 1, 1, 1, 1]]).repeat_interleave(6, 1)[:, :length]
     mask = additive(document_mask(segment_BT), torch.float32)
-    given = [random(2, heads, 8, 8).requires_grad_() for heads in (4, kv_heads, kv_heads)]
-    weight = random(2, 4, 8, 8).flip(0)
+    given = [random(2, heads, length, 8).requires_grad_() for heads in (4, kv_heads, kv_heads)]
+    weight = random(2, 4, length, 8).flip(0)
 
     def outcome(function: Callable[..., Tensor], mask: Tensor) -> list[Tensor]:
         out = function(*given, mask)

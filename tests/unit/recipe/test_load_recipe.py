@@ -185,7 +185,7 @@ optimizer = 1e-3
 
 [eval]
 prompts = ["a", 2]
-top_p = 1.5
+reply_top_p = 1.5
 """
 
 
@@ -194,7 +194,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_page(tmp_path: Path) 
         "page.toml:1  name = '../x': can't be a file's name, and it becomes one. "
         "Use letters, digits, '-', '_' and '.', and begin with a letter or digit.",
         "page.toml:2  sede: unknown key. Did you mean seed? "
-        "(known: data, eval, license, model, name, optimizer, schedule, seed, source, stage, tokenizer, train, tune)",
+        "(known: data, eval, license, model, name, optimizer, schedule, seed, source, stage, tokenizer, train, tune, version)",
         "page.toml:5  source.texts.path = 5: must be text in quotes. About path: A file, a folder, or `pip:NAME` "
         "for the files that an installed package carries; `~` is your home folder.",
         "page.toml:6  source.texts.kind = 'chats': must be 'text' or 'chat'. Did you mean chat? "
@@ -233,8 +233,8 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_page(tmp_path: Path) 
         "[tune.optimizer] needs peak_learning_rate.",
         "page.toml:56  eval.prompts[1] = 2: must be text in quotes. "
         "About prompts: Opening lines of the sample chats in the report.",
-        "page.toml:57  eval.top_p = 1.5: must be at most 1. "
-        "About top_p: Sample replies draw from the likeliest tokens that together have this probability.",
+        "page.toml:57  eval.reply_top_p = 1.5: must be at most 1. "
+        "About reply_top_p: Sample replies draw from the likeliest tokens that together have this probability.",
     ]
 
 

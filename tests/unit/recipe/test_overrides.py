@@ -95,9 +95,9 @@ def test_anything_is_read_or_told(name: str, value: str) -> None:
         ("seed=2024-01-01", "-o  seed = 2024-01-01: must be a whole number."),
         ("train.compile=1", "-o  train.compile = 1: must be true or false."),
         ("train.compile=True", "-o  train.compile = 'True': must be true or false."),
-        ("eval.temperature=true", "-o  eval.temperature = true: must be a number."),
-        ("eval.temperature=nan", "-o  eval.temperature = nan: must be a finite number."),
-        ("eval.temperature=inf", "-o  eval.temperature = inf: must be a finite number."),
+        ("eval.reply_temperature=true", "-o  eval.reply_temperature = true: must be a number."),
+        ("eval.reply_temperature=nan", "-o  eval.reply_temperature = nan: must be a finite number."),
+        ("eval.reply_temperature=inf", "-o  eval.reply_temperature = inf: must be a finite number."),
         ("optimizer.weight_decay=inf", "-o  optimizer.weight_decay = inf: must be a finite number."),
         ("optimizer.beta1=nan", "-o  optimizer.beta1 = nan: must be a finite number."),
         ("data.heldout_fraction=0.5", "-o  data.heldout_fraction = 0.5: must be below 0.5."),
@@ -136,8 +136,8 @@ def test_the_last_of_two_overrides_holds(page: Path) -> None:
 
 
 def test_a_whole_number_where_a_float_is_meant(page: Path) -> None:
-    loaded = load_recipe(page, ["eval.temperature=1", "stage.only.mix={ text = 1, chats = 2 }"]).recipe
-    assert (loaded.eval.temperature, loaded.stage["only"].mix) == (1.0, {"text": 1.0, "chats": 2.0})
+    loaded = load_recipe(page, ["eval.reply_temperature=1", "stage.only.mix={ text = 1, chats = 2 }"]).recipe
+    assert (loaded.eval.reply_temperature, loaded.stage["only"].mix) == (1.0, {"text": 1.0, "chats": 2.0})
 
 
 def origins(page: Path, *overrides: str) -> dict[str, str]:
@@ -154,7 +154,7 @@ def test_only_what_was_overridden_comes_from_there(page: Path) -> None:
 def test_a_table_from_the_command_line_has_defaults_that_are_defaults(page: Path) -> None:
     found = origins(page, "source.own={ path = 'x' }", "eval={}", "tokenizer={vocab_size=400}")
     assert (found["source.own.path"], found["source.own.kind"]) == ("-o", "default")
-    assert (found["eval.top_p"], found["tokenizer.vocab_size"], found["tokenizer.sample_bytes"]) == (
+    assert (found["eval.reply_top_p"], found["tokenizer.vocab_size"], found["tokenizer.sample_bytes"]) == (
         "default",
         "-o",
         "default",

@@ -96,6 +96,13 @@ def test_what_the_manifests_hold_is_on_the_page(whole_page: str) -> None:
     assert text.count("cd" * 32) == 1, "what one step makes and others read is named once"
 
 
+def test_the_page_tells_how_documents_lie_in_chunks(whole_page: str) -> None:
+    text = Elements(whole_page).text.replace("\N{NO-BREAK SPACE}", " ")
+    told = text[text.index("Documents in chunks") :]
+    assert "qualityspeeches2561,2500.42 %2011731.44" in "".join(told.split("\n"))
+    assert "0c" * 32 not in text
+
+
 def test_the_bigrams_name_covers_neither_the_curve_nor_its_numbers() -> None:
     for values, bigram in (([2.3, 2.1, 2.0, 2.1], 2.4), ([2.9, 2.1, 2.0, 1.9], 1.8), ([2.6, 2.2, 2.1, 2.15], 2.4)):
         results = Results(
@@ -226,7 +233,7 @@ def test_the_command_names_the_recipe_and_what_was_changed() -> None:
         ("stage.longer.chunk_length", {"text": 256}, "-o"),
         ("train.compile", False, "-o"),
         ("train.precision", "bf16", "-o"),
-        ("eval.top_p", 0.9, "default"),
+        ("eval.reply_top_p", 0.9, "default"),
     ]
     run = RunFiles(Path("runs/tiny"), recipe=SavedRecipe(rows=rows))
     assert reproduce_command(run) == (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from rich.console import Console
 from fox.errors import UserError
 from fox.recipe import LoadedRecipe, load_recipe
 from fox.runs.find_rate import Trial, best_of, describe_trials, find_rate
-from tests.journey.micro_run import write_world
+from tests.journey.micro_run import fox, kill_when, num_rows, write_world
 
 QUIET = Console(quiet=True)
 
@@ -73,3 +74,38 @@ def test_a_rate_that_diverges_ends_early_and_is_told(loaded: LoadedRecipe, tmp_p
     assert any(one.loss is None for one in trials)
     results = json.loads((tmp_path / "run/find-lr/results.json").read_text())
     assert [one["rate"] for one in results] == [one.rate for one in trials]
+
+
+def test_a_search_that_is_killed_in_a_trial_goes_on_within_it(tmp_path: Path) -> None:
+    """The second rate is killed between two of its checkpoints, and its curve is that of a search that nobody disturbed."""
+    world = write_world(tmp_path / "world")
+    words = (
+        "find-lr",
+        "micro.toml",
+        "--rates",
+        "3",
+        "-o",
+        "train.max_epochs=100",
+        "-o",
+        "train.checkpoint_every_steps=3",
+    )
+
+    def second_trial_is_in_its_middle() -> bool:
+        begun = sorted((world / "killed/find-lr").glob("rate-*"), key=lambda path: path.stat().st_ctime_ns)
+        return (
+            len(begun) == 2
+            and (begun[-1] / "checkpoints/latest").exists()
+            and num_rows(begun[-1] / "metrics.jsonl") >= 5
+        )
+
+    told = kill_when(second_trial_is_in_its_middle, world, *words, "--out", "killed")
+    assert told[0] == -signal.SIGKILL, told
+    (half,) = [path for path in (world / "killed/find-lr").glob("rate-*") if not (path / "result.json").exists()]
+    rows = num_rows(half / "metrics.jsonl")
+    assert 5 <= rows < 10
+    fox(world, *words, "--out", "killed")
+    fox(world, *words, "--out", "quiet")
+    killed, quiet = (json.loads((world / name / "find-lr/results.json").read_text()) for name in ("killed", "quiet"))
+    assert killed == quiet and len(killed) >= 3
+    steps = [json.loads(line)["step"] for line in (half / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 11)), "steps that were done again count once"

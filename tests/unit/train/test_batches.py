@@ -18,7 +18,8 @@ from fox.model import Transformer
 from fox.model.loss import IGNORED, summed_loss
 from fox.train.batches import Batch, make_batch
 from fox.train.curriculum import Row, StageOrder, curriculum
-from fox.train.packing import Limit, Packing, packing
+from fox.train.packer import Limit
+from fox.train.packing import Packing, packing
 from tests.unit.train.micro_training import recipe_of
 
 LENGTHS = [3, 9, 2, 17, 5, 30, 4, 41, 8, 6]

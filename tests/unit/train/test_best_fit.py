@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fox.train.best_fit import best_fit
+from fox.train.best_fit import best_fit, cut_to_fill
 
 LENGTHS = st.integers(1, 40).flatmap(
     lambda capacity: st.tuples(st.just(capacity), st.lists(st.integers(1, capacity), min_size=1, max_size=80))
@@ -51,3 +51,28 @@ def test_the_fullest_bin_is_taken_and_not_the_first() -> None:
 def test_nothing_to_place_needs_no_bin() -> None:
     bin_of, room = best_fit(np.empty(0, dtype=np.int64), 10)
     assert len(bin_of) == len(room) == 0
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=200), capacity=st.integers(40, 64), most=st.sampled_from([0.0, 0.01, 0.1, 0.5]))  # fmt: skip
+def test_cutting_keeps_every_token_once_and_leaves_no_more_room_than_asked(
+    lengths: list[int], capacity: int, most: float
+) -> None:
+    given_ = np.array(lengths)
+    bin_of, room = best_fit(given_, capacity)
+    of, offsets, parts, bins = cut_to_fill(given_, bin_of, room, capacity, most)
+    pieces = [(int(piece), int(offset), int(offset + part)) for piece, offset, part in zip(of, offsets, parts, strict=True)]  # fmt: skip
+    for piece, length in enumerate(lengths):
+        mine = sorted((begin, end) for which, begin, end in pieces if which == piece)
+        assert [begin for begin, _ in mine] == [0, *[end for _, end in mine[:-1]]] and mine[-1][1] == length
+    filled = np.bincount(bins, weights=parts)
+    assert filled.max() <= capacity and filled.min() > 0 and all(filled[:-1] >= filled[1:])
+    waste = len(filled) * capacity - sum(lengths)
+    assert waste <= most * len(filled) * capacity + 1e-9 or waste < capacity
+    if waste and len(filled) == len(room):
+        assert (bins == bin_of).all() and len(pieces) == len(lengths)
+
+
+def test_what_has_little_room_left_is_not_cut() -> None:
+    lengths = np.array([10, 6, 5, 5, 6])
+    of, offsets, parts, _ = cut_to_fill(lengths, *best_fit(lengths, 16), 16, 0.01)
+    assert parts.tolist() == lengths.tolist() and not offsets.any() and of.tolist() == [0, 1, 2, 3, 4]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fox.train.packer as packer
 import fox.train.packing as packing_module
 from fox.artifacts import PARTIAL, sha256_of
 from fox.errors import Failure, UserError
 from fox.formats.token_shards import Shard
 from fox.recipe import Recipe
 from fox.train.curriculum import Chunk, Lane, StageOrder, curriculum
-from fox.train.packing import Limit, Packing, packing
+from fox.train.packer import Limit
+from fox.train.packing import Packing, packing
 from tests.unit.train.micro_training import recipe_of, shard_of
 
 NO_LIMIT = Limit("train.max_epochs", 1e9)
@@ -54,14 +56,15 @@ LENGTHS = st.lists(st.integers(1, 70), min_size=1, max_size=60)
 
 
 @settings(deadline=None)
-@given(lengths=LENGTHS, capacity=st.sampled_from([8, 16, 32]), group=st.sampled_from([3, 10, 1000]))
+@given(lengths=LENGTHS, capacity=st.sampled_from([8, 16, 32]), group=st.sampled_from([3, 10, 1000]), cut=st.booleans())
 def test_an_epoch_has_every_token_once_in_bins_that_are_not_over_full(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], capacity: int, group: int
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], capacity: int, group: int, cut: bool
 ) -> None:
     folder = tmp_path_factory.mktemp("packed")
     shard = shard_of(folder / "a.ds", lengths)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing_module, "GROUP_DOCUMENTS", group)
+        patch.setattr(packer, "GROUP_DOCUMENTS", group)
+        patch.setattr(packer, "may_cut", lambda _: cut)
         (order,), index = packed(folder / "index", one_lane(2 * sum(lengths), capacity), {"a": shard})
     lane = Lane("a", capacity)
     by_epoch: dict[int, list[tuple[int, int]]] = {}
@@ -81,7 +84,8 @@ def test_an_epoch_has_every_token_once_in_bins_that_are_not_over_full(
         for start, end in pieces:  # of one document, and not cut where it need not be
             at = int(np.searchsorted(shard.ends, start, side="right"))
             begin, stop = shard.span(at)
-            assert end <= stop and (start - begin) % capacity == 0 and (end == stop or end - start == capacity)
+            assert end <= stop
+            assert cut or ((start - begin) % capacity == 0 and (end == stop or end - start == capacity))
 
 
 @settings(deadline=None, max_examples=25)
@@ -96,13 +100,10 @@ def test_what_is_told_of_a_lane_is_what_it_holds(
     (told,) = index.facts
     pieces = [piece for chunk in spans(index, order, Lane("a", 16)) for piece in chunk]
     if len(told["parts"]) == 1:
-        tokens: Counter[int] = Counter()
-        for start, end in pieces:
-            tokens[int(np.searchsorted(shard.ends, start, side="right"))] += end - start
-        all_of = [at for at, count in tokens.items() if count == lengths[at]]
-        assert told["documents_whole"] == sum(lengths[at] <= 16 for at in all_of)
-        assert told["documents_cut"] == sum(lengths[at] > 16 for at in all_of)
-        assert told["documents_left_over"] >= len(tokens) - len(all_of)
+        documents = [(int(np.searchsorted(shard.ends, start, side="right")), end - start) for start, end in pieces]
+        whole = {at for at, tokens in documents if tokens == lengths[at]}
+        assert told["documents_whole"] == len(whole)
+        assert told["documents_cut"] == len({at for at, _ in documents} - whole)
     assert told["tokens"] == sum(end - start for start, end in pieces) and told["pieces"] == len(pieces)
     assert told["padding"] == told["bins"] * 16 - told["tokens"]
     assert told["waste"] == pytest.approx(told["padding"] / told["bins"] / 16, abs=1e-6)
@@ -127,7 +128,7 @@ def two(make_shard: Callable[..., Shard]) -> dict[str, Shard]:
 def test_any_number_of_workers_makes_the_same_index(
     two: dict[str, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing_module, "GROUP_DOCUMENTS", 12)
+    monkeypatch.setattr(packer, "GROUP_DOCUMENTS", 12)
     for workers in (1, 2, 3):
         packed(tmp_path / f"{workers}", many_lanes(), two, workers=workers)
     one = files_of(tmp_path / "1")
@@ -166,6 +167,63 @@ def test_waste_is_below_a_percent_where_there_are_documents_enough(tmp_path: Pat
         chunks = int(1.5 * len(shard.tokens)) // length
         _, index = packed(tmp_path / f"{length}", one_lane(chunks, length), {"a": shard})
         assert index.facts[0]["waste"] < 0.01
+
+
+def chats_of(folder: Path, tune: bool) -> tuple[dict[str, Any], list[list[tuple[int, int]]], Shard]:
+    """Documents of which no two and a half fill a chunk, in a stage or a tuning."""
+    folder.mkdir()
+    shard = shard_of(folder / "a.ds", np.random.default_rng(2).integers(150, 260, 2000).tolist())
+    stage = {"tokens": 512 * 600, "chunk_length": 512, "rows": 1, "batch_tokens": 512, "mix": {"a": 1.0}}
+    how = {"optimizer": {"peak_learning_rate": 1e-3}, "schedule": {"warmup_tokens": 0}}
+    recipe = recipe_of(source={"a": {"path": "a"}}, stage={"only": stage}, tune={**stage, **how})
+    orders = curriculum(recipe, {"tune": recipe.tune} if tune else recipe.stage, {"a": len(shard.tokens)})  # type: ignore[dict-item]
+    index = packing(folder / f"{tune}", orders, {"a": shard}, NO_LIMIT)
+    return dict(index.facts[0]), spans(index, orders[0], Lane("a", 512)), shard
+
+
+def test_documents_that_leave_much_room_are_cut_in_pretraining_and_whole_in_tuning(tmp_path: Path) -> None:
+    whole, _, _ = chats_of(tmp_path / "tune", tune=True)
+    assert whole["documents_cut"] == 0 and whole["waste"] > 0.03  # told, and accepted
+    cut, chunks, shard = chats_of(tmp_path / "stage", tune=False)
+    assert cut["waste"] < packer.MOST_WASTE
+    assert cut["documents_whole"] > 0.85 * (cut["documents_whole"] + cut["documents_cut"])
+    pieces = sorted(piece for chunk in chunks for piece in chunk)
+    assert all(end <= start for (_, end), (start, _) in pairwise(pieces))
+    assert all(shard.span(int(np.searchsorted(shard.ends, start, side="right")))[1] >= end for start, end in pieces)
+
+
+def test_what_a_stage_leaves_over_is_the_first_that_the_next_one_gets(tmp_path: Path) -> None:
+    """In two stages of a bit less than half an epoch each, and in one, nothing is seen twice and hardly anything is lost."""
+    dice = np.random.default_rng(3)
+    shard = shard_of(tmp_path / "a.ds", dice.integers(20, 120, 400).tolist())
+    stage = {"tokens": 64 * 200, "chunk_length": 64, "rows": 1, "batch_tokens": 64, "mix": {"a": 1.0}}
+    recipe = recipe_of(source={"a": {"path": "a"}}, stage={"one": stage, "two": stage}, tune=None)
+    orders, index = packed(tmp_path / "index", recipe, {"a": shard})
+    first, second = index.facts
+    assert first["documents_left_over"] > 0
+    seen = np.zeros(len(shard.tokens), dtype=int)
+    for order in orders:
+        for chunk in spans(index, order, Lane("a", 64)):
+            for start, end in chunk:
+                seen[start:end] += 1
+    assert seen.max() == 1
+    taken = round(index.epochs["a"] * len(shard))
+    order_of_documents = packer._Stock("a", shard, recipe.seed).group(0, len(shard), packer._NONE, {0: 1.0}, {})
+    of_taken = [(start, start + length) for start, length in zip(order_of_documents.pieces.starts[:taken], order_of_documents.pieces.lengths[:taken], strict=True)]  # fmt: skip
+    unseen = sum(bool((seen[start:end] == 0).any()) for start, end in of_taken)
+    assert unseen <= second["documents_left_over"]
+
+
+def test_what_is_packed_to_choose_from_does_not_count_as_seen(two: dict[str, Shard], tmp_path: Path) -> None:
+    stage = {"tokens": 2560, "rows": 4, "batch_tokens": 64, "chunk_length": 16, "mix": {"a": 1.0, "b": 1.0}}
+    stages = {name: {**stage, "mix_follows": "odm"} for name in ("one", "two", "three")}
+    recipe = recipe_of(source={"a": {"path": "a"}, "b": {"path": "b"}}, stage=stages, tune=None)
+    orders, index = packed(tmp_path / "index", recipe, two, Limit("train.max_epochs", 1.2))
+    for name, epochs in index.epochs.items():
+        planned = sum(order.tokens_given(order.steps)[name] for order in orders) / len(two[name].tokens)
+        assert epochs == pytest.approx(planned, abs=0.1)
+    with pytest.raises(UserError, match=r"would be seen about 1\.[0-9] times"):
+        packed(tmp_path / "other", recipe, two, Limit("train.max_epochs", 0.9))
 
 
 def test_a_lane_that_runs_out_begins_anew_in_another_order(two: dict[str, Shard], tmp_path: Path) -> None:
@@ -248,8 +306,8 @@ def test_a_damaged_manifest_is_refused(two: dict[str, Shard], tmp_path: Path, da
 
 def test_of_many_that_ask_at_once_one_makes_it(two: dict[str, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     made: list[int] = []
-    make = packing_module._make
-    monkeypatch.setattr(packing_module, "_make", lambda *given: (made.append(1), make(*given)))
+    make = packing_module.make_lanes
+    monkeypatch.setattr(packing_module, "make_lanes", lambda *given: made.append(1) or make(*given))
     found: list[Packing] = []
     asking = [
         threading.Thread(target=lambda: found.append(packed(tmp_path / "index", many_lanes(), two)[1]))

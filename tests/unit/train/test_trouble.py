@@ -155,11 +155,11 @@ def test_a_watch_made_from_the_rows_judges_as_the_one_that_saw_them(rules: Train
     random = np.random.default_rng(5)
     losses, norms = ordinary(1000, seed=5)
     spikes = random.random(1000) < 0.04
-    spikes[300:312] = True  # longer than a few, as before a roll-back
+    spikes[300:312] = spikes[800:806] = True  # longer than a few, as before a roll-back; and over the end of a stage
     losses[spikes] += random.choice([0.5, 5, math.nan, math.inf], size=spikes.sum())
     watch, lines = Watch(rules, 2000), []
     for step, (loss, norm) in enumerate(zip(losses.tolist(), norms.tolist(), strict=True), start=1):
-        row = row_of(step, loss, norm, "one" if step < 800 else "two")
+        row = row_of(step, loss, norm, "one" if step < 804 else "two")
         if 900 < step <= 920:
             lines.append(json.dumps({"step": step, "tokens": 100 * step, "stage": "two", "passed_over": "…"}).encode())
             watch.pass_over(json.loads(lines[-1]))
@@ -199,6 +199,7 @@ def test_a_roll_back_that_led_nowhere_is_followed_by_one_further_back() -> None:
     assert roll_back_event(TROUBLE, 57, [rolled(45, to=40)], [20, 40, 45], 3)["to"] == 20  # made while it passed over
     assert roll_back_event(TROUBLE, 57, [rolled(45, to=40)], [40], 3)["to"] == 40  # there is none
     assert roll_back_event(TROUBLE, 57, [rolled(45, to=30)], [30, 48], 3)["to"] == 48  # it did lead somewhere
+    assert roll_back_event(TROUBLE, 57, [rolled(49, to=30)], [20, 30], 3)["to"] == 20  # it did not go on for a step
 
 
 def test_after_so_many_roll_backs_in_vain_it_ends_and_says_what_to_do() -> None:

@@ -173,7 +173,10 @@ def test_data_that_go_on_being_poisoned_end_it_after_so_many_roll_backs(
     poison(range(8, 21), math.nan)
     with pytest.raises(Failure, match=r"no longer finite.*2 roll-backs have not helped.*optimizer\.peak_learning_rate"):
         run("poisoned", train={"skips_in_a_row": 2, "roll_backs": 2})
-    assert [(event["to"], event["step"]) for event in told_of(tmp_path / "poisoned", "roll_back")] == [(6, 9), (3, 11)]
+    assert [(event["to"], event["step"]) for event in told_of(tmp_path / "poisoned", "roll_back")] == [
+        (6, 9),
+        (6, 11),
+    ]  # that of the stage's end, at 10, has pushed out that of step 3
 
 
 def test_weights_that_are_spoilt_are_left_behind(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +195,6 @@ def test_weights_that_are_spoilt_are_left_behind(run: Run, tmp_path: Path, monke
 
     monkeypatch.setattr(torch.optim.AdamW, "step", spoiling)
     model = run("spoilt", train={"skips_in_a_row": 3})
-    print("EVENTS", read_events(tmp_path / "spoilt"))
     (event,) = told_of(tmp_path / "spoilt", "roll_back")
     assert event["to"] == 6 and event["since"] == 9
     assert all(parameter.isfinite().all() for parameter in model.parameters())
