@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from fox.errors import Failure
 
 PARTIAL = ".partial-"  # not whole yet
 REPLACED = ".replaced-"  # whole, and about to be replaced
+_LOOKS, _LOOK_S = (
+    10,
+    0.03,
+)  # `fox runs` holds a run's lock for less than a millisecond, where its process is not stopped there
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -187,7 +192,7 @@ def locked(folder: Path) -> Iterator[None]:
             lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             held.callback(os.close, lock)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _take(lock)
             except BlockingIOError:
                 holder = os.read(lock, 100).decode(errors="replace").strip() or "unknown"
                 raise Failure(
@@ -198,6 +203,17 @@ def locked(folder: Path) -> Iterator[None]:
             os.write(lock, str(os.getpid()).encode())
             sweep_partials(folder)
         yield
+
+
+def _take(lock: int) -> None:
+    """Take a lock at once, or as soon as those who only look whether it is held have let go. Raises BlockingIOError where it is."""
+    for _ in range(_LOOKS):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            time.sleep(_LOOK_S)
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager

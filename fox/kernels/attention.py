@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Up to this many tokens a row, on a processor, three matrix products with all scores held beat torch's fused attention,
-# whose backward pass is slow there: 1.6, 1.3, 1.2 and 1.1 times the tokens a second of a whole training step, 12 layers of
-# 256, at 128, 256, 512 and 1,024 tokens (LOG.md). The scores grow with the square of the row, so longer rows are the fused one's.
+# Up to this many tokens a row, on a processor, matrix products with all scores held beat torch's fused attention, whose backward
+# pass is slow there: a whole training step of 16 layers of 512 at 1,024 tokens takes nine tenths of the time, one of 6 layers of
+# 384 at 512 tokens as well (LOG.md). The scores grow with the square of the row, so longer rows are the fused one's.
 _MOST_TOKENS_BY_PRODUCTS = 1024
 _FEWEST_QUERIES = 128
 
@@ -25,10 +25,13 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1TS: Tensor | N
     The mask is True where a token may look, or 0 there and -inf elsewhere, in the type of the queries (see `additive`).
     Returns (B, N, T, H). `attend_plainly` is its twin.
     """
-    additive_mask = mask_B1TS is not None and mask_B1TS.dtype == q_BNTH.dtype
     short = q_BNTH.shape[2] == k_BKSH.shape[2] <= _MOST_TOKENS_BY_PRODUCTS
-    if additive_mask and short and q_BNTH.device.type == "cpu":
-        return _ByProducts.apply(q_BNTH, k_BKSH, v_BKSH, mask_B1TS)
+    if short and q_BNTH.device.type == "cpu":
+        if mask_B1TS is None and torch.is_grad_enabled() and q_BNTH.requires_grad:
+            all_before = causal_mask(q_BNTH.shape[2], q_BNTH.shape[2], q_BNTH.device)
+            return _ByProducts.apply(q_BNTH, k_BKSH, v_BKSH, additive(all_before, q_BNTH.dtype))
+        if mask_B1TS is not None and mask_B1TS.dtype == q_BNTH.dtype:
+            return _ByProducts.apply(q_BNTH, k_BKSH, v_BKSH, mask_B1TS)
     group = q_BNTH.shape[1] // k_BKSH.shape[1]
     if group > 1:
         k_BKSH = k_BKSH.repeat_interleave(group, dim=1)
@@ -65,8 +68,8 @@ def additive(mask_B1TS: Tensor, dtype: torch.dtype) -> Tensor:
 class _ByProducts(torch.autograd.Function):
     """Attention as matrix products over many scores at once, a key/value head's queries stacked as rows of one product.
 
-    A block of queries takes the keys up to its last one and no later ones, which no query of it may see: with four blocks,
-    five eighths of all scores. Keeps the weights for the backward pass (in the type of the queries).
+    A block of queries takes the keys up to its last one and no later ones, which no query of it may see: with eight blocks,
+    nine sixteenths of all scores. Keeps the weights for the backward pass (in the type of the queries).
     """
 
     @staticmethod
@@ -102,8 +105,8 @@ class _ByProducts(torch.autograd.Function):
 
 
 def _blocks(length: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of queries, each with the keys that it may see some of: a quarter of the row, and no fewer than are worth a product."""
-    size = max(_FEWEST_QUERIES, -(-length // 4))
+    """Blocks of queries, each with the keys that it may see some of: an eighth of the row, and no fewer than are worth a product."""
+    size = max(_FEWEST_QUERIES, -(-length // 8))
     return (
         (slice(start, min(start + size, length)), slice(0, min(start + size, length)))
         for start in range(0, length, size)

@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fox.errors import UserError
+from fox.errors import RecipeError, UserError
 from fox.plan.size import attention_flops_per_position, count_parameters, head_dim, matrix_flops, mean_chunk_length
+from fox.recipe.contradictions import contradictions
 from fox.recipe.keys import KeyPath
 from fox.recipe.schema import Model, Recipe, Schedule, Stage
 
@@ -110,12 +111,14 @@ def propose(base: Recipe, seconds: float, speed_of: SpeedOf, train_tokens: Mappi
     """The best recipe of `base`'s family (its proportions, vocabulary, curriculum and mixture) for so many seconds.
 
     `speed_of` is asked about few candidates, and tells of the others by their FLOPs. `train_tokens` are those of each source,
-    where they are known. Raises UserError where the time is too short for the smallest model.
+    where they are known. A recipe that starts from a model keeps its size and its learning rate. Raises UserError where the time
+    is too short for the smallest model, RecipeError where values that are taken over contradict those that are proposed.
     """
     unique = None if train_tokens is None else float(sum(train_tokens[name] for name in _pretraining_sources(base)))
-    sizes = _family(base.model)
     rate = _total_rate(base, speed_of(base))
-    asked: dict[int, float] = {}
+    sizes, asked = _family(base.model), dict[int, float]()
+    if base.model.start_from is not None:  # it has its size
+        sizes, asked = [base.model], {base.model.hidden_size: rate}
     at = base.model
     for _ in range(4):
         rates = {size.hidden_size: rate * _flops(base, at) / _flops(base, size) for size in sizes} | asked
@@ -151,7 +154,7 @@ def _made(
         raise UserError(
             "--budget",
             f"{seconds:g}s",
-            problem=f"is too short: even the smallest model would see {pretrained:,.0f} tokens, in fewer than {FEWEST_STEPS} steps",
+            problem=f"is too short: {'even the smallest' if len(sizes) > 1 else 'the'} model would see {pretrained:,.0f} tokens, in fewer than {FEWEST_STEPS} steps",
             mend=f"Give --budget {math.ceil(least / 60)}m or more, or a recipe with shorter chunks or a smaller vocabulary.",
         )
     batch = min(batch, pretrained / FEWEST_STEPS)
@@ -166,11 +169,20 @@ def _made(
     if base.tune:
         stages[("tune",)] = base.tune
     for key, stage in stages.items():
-        rows, batch_tokens = _rows_and_batch(stage, stage.batch_tokens * batch / mean_batch)
+        wanted = stage.batch_tokens * batch / mean_batch
+        if base.train.precision == "bf16-weights":  # which takes steps of one pass
+            wanted = min(wanted, stage.rows * stage.row_length)
+        rows, batch_tokens = _rows_and_batch(stage, wanted)
         changed |= {(*key, "tokens"): _whole_steps(stage.tokens * scale, batch_tokens)}
         changed |= {(*key, "rows"): rows, (*key, "batch_tokens"): batch_tokens}
     notes = []
-    if base.optimizer.name == "adamw":
+    if base.model.start_from is not None:
+        learning_rate = base.optimizer.peak_learning_rate
+        notes.append(
+            "The fits are for training from nothing. This recipe starts from a model: its size stays, the learning rate is "
+            "left as it was, and the expected loss says nothing of it. `fox find-lr` with the recipe tells more of the rate."
+        )
+    elif base.optimizer.name == "adamw":
         ratio = learning_rate / base.optimizer.peak_learning_rate
         changed[("optimizer", "peak_learning_rate")] = learning_rate
         if base.tune and base.tune.optimizer.name == "adamw":
@@ -178,6 +190,7 @@ def _made(
                 base.tune.optimizer.peak_learning_rate * ratio
             )
     else:
+        learning_rate = base.optimizer.peak_learning_rate
         notes.append(f"The fits are for AdamW: the learning rate of {base.optimizer.name} is left as it was.")
     schedules: list[tuple[KeyPath, Schedule, list[KeyPath]]] = [
         (("schedule",), base.schedule, [key for key in stages if key != ("tune",)])
@@ -199,8 +212,11 @@ def _made(
         parameters = count_parameters(size, base.tokenizer.vocab_size).total
         return parameters, int(pretrained_share(base) * all_tokens), _loss_of(base, size, all_tokens, unique)
 
+    recipe = with_values(base, changed)
+    if found := list(contradictions(recipe)):
+        raise RecipeError([dataclasses.replace(problem, place="as proposed:") for problem in found])
     return Proposal(
-        recipe=with_values(base, changed),
+        recipe=recipe,
         changed={key: value for key, value in changed.items() if _value_at(base, key) != value},
         seconds=USED_FRACTION * seconds,
         parameters=count.total,

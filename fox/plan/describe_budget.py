@@ -42,7 +42,7 @@ def _lines(proposal: Proposal, budget: str, has_base: bool) -> Iterator[str]:
     for name, value in rows:
         yield f"  {name:<24}  {value}"
     yield ""
-    yield "Beside it, for the same time"
+    yield "Beside it, for the same time" if proposal.alternatives else "By the fit of size against tokens"
     yield f"  {'parameters':>14}  {'tokens':>14}  expected loss"
     here = (proposal.parameters, proposal.tokens, proposal.expected_loss)
     for parameters, tokens, loss in sorted([here, *proposal.alternatives]):

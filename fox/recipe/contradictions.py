@@ -33,6 +33,7 @@ def contradictions(recipe: Recipe) -> Iterator[Problem]:
         _schedules,
         _optimizers,
         _average,
+        _milestones,
     ):
         yield from _known(check(recipe))
     for key, stage in _known(_stages(recipe)):
@@ -167,6 +168,14 @@ def _average(recipe: Recipe) -> Iterator[Problem]:
         every = f"checkpoint_every_steps={ends[-1] // wanted}" if wanted <= ends[-1] else f"average_checkpoints={saved}"
         mend = f"Try -o train.{every}."
         yield Problem("train.average_checkpoints", reason, mend, wanted)
+
+
+def _milestones(recipe: Recipe) -> Iterator[Problem]:
+    milestone, saved = recipe.train.milestone_every_steps, recipe.train.checkpoint_every_steps
+    if milestone is not None and milestone % saved:
+        reason = f"is no multiple of train.checkpoint_every_steps = {saved}, and what is not saved can't stay"
+        mend = f"Try -o train.milestone_every_steps={_nearest(milestone, saved)}."
+        yield Problem("train.milestone_every_steps", reason, mend, milestone)
 
 
 def _one_pass(recipe: Recipe, key: KeyPath, stage: Stage) -> Iterator[Problem]:

@@ -295,7 +295,8 @@ class Train(Section):
     keep_checkpoints: Whole = 2
     """How many of the newest checkpoints stay on the disk."""
     milestone_every_steps: Whole | None = None
-    """Checkpoints at multiples of this stay for good, beside the newest; none where it is not given."""
+    """Checkpoints at multiples of this stay for good, beside the newest; none where it is not given. A multiple of
+    checkpoint_every_steps."""
     tensor_parallel: Whole = 1
     """Among how many of torchrun's processes each block's heads and feed-forward columns are cut; the others share the rows."""
     max_epochs: Positive = 4.0

@@ -10,20 +10,25 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from fox.artifacts import disk_failures, locked, sha256_of_json, write_atomically, write_json
-from fox.errors import Failure, UserError
+from fox.errors import UserError
 from fox.progress import Meter, meter
 from fox.recipe import LoadedRecipe, Recipe
 from fox.runs.folder import Run, flat
 from fox.runs.pipeline import do_steps
 from fox.runs.steps import open_shards, pretrain_inputs
 from fox.tokenizer import Tokenizer
+from fox.train.trouble import Diverged
+
+if TYPE_CHECKING:
+    from fox.model import Transformer
 
 FACTOR = 2.0
 """Between neighbouring rates."""
@@ -46,10 +51,6 @@ class Trial:
     curve: tuple[float, ...]
 
 
-class _Diverged(Exception):  # noqa: N818 (it never reaches a reader)
-    pass
-
-
 def find_rate(loaded: LoadedRecipe, folder: Path, num_rates: int, tokens: int | None, console: Console) -> list[Trial]:
     """Try rates around the recipe's, draw them in RUN/find-lr, and give the trials in the order of their rates."""
     _short_recipe(loaded.recipe, tokens)  # raises where it can't be done
@@ -58,13 +59,15 @@ def find_rate(loaded: LoadedRecipe, folder: Path, num_rates: int, tokens: int | 
     with locked(folder), disk_failures(folder):
         centre = recipe.optimizer.peak_learning_rate
         rates = [_three_figures(centre * FACTOR ** (n - num_rates // 2)) for n in range(num_rates)]
-        trials = [_trial(run, short, rate, console) for rate in rates]
+        first_model = _first_model(run)
+        trials = [_trial(run, short, rate, first_model, console) for rate in rates]
         for _ in range(MOST_EXTRA):
             best = best_of(trials)
             if best is None or best.rate not in (trials[0].rate, trials[-1].rate):
                 break
             beyond = best.rate / FACTOR if best.rate == trials[0].rate else best.rate * FACTOR
-            trials = sorted([*trials, _trial(run, short, _three_figures(beyond), console)], key=lambda one: one.rate)
+            further = _trial(run, short, _three_figures(beyond), first_model, console)
+            trials = sorted([*trials, further], key=lambda one: one.rate)
         write_json(folder / "find-lr" / "results.json", [asdict(trial) for trial in trials])
         write_atomically(folder / "find-lr" / "find-lr.png", _picture(trials))
     return trials
@@ -128,9 +131,21 @@ def recipe_tokens(recipe: Recipe) -> int:
     return sum(stage.tokens for stage in recipe.stage.values())
 
 
-def _trial(run: Run, short: Recipe, rate: float, console: Console) -> Trial:
+def _first_model(run: Run) -> Callable[[], Transformer]:
+    """What the run begins with, made for each trial: the model that its recipe starts from, or a new one."""
+    from fox.runs.start import open_start, trainable
+    from fox.train.stages import new_model
+
+    if run.recipe.model.start_from is not None:
+        start = open_start(run)
+        return lambda: trainable(start)
+    vocab_size = Tokenizer.load(run.folder / "tokenizer").vocab_size
+    return lambda: new_model(run.recipe, vocab_size)
+
+
+def _trial(run: Run, short: Recipe, rate: float, first_model: Callable[[], Transformer], console: Console) -> Trial:
     """What comes of one rate; read where it was tried before with the same recipe and data."""
-    from fox.train.stages import new_model, pretrain
+    from fox.train.stages import pretrain
 
     page = short.model_dump()
     page["optimizer"]["peak_learning_rate"] = rate
@@ -149,18 +164,14 @@ def _trial(run: Run, short: Recipe, rate: float, console: Console) -> Trial:
         try:
             pretrain(
                 recipe,
-                new_model(recipe, tokenizer.vocab_size),
+                first_model(),
                 open_shards(run, "train", tokenizer.vocab_size),
                 folder,
                 flat(inputs),
                 watch,
                 lambda *_: None,
             )
-        except _Diverged:
-            diverged = True
-        except Failure:
-            if not _has_no_number(folder / "metrics.jsonl") and not watch.losses:
-                raise
+        except Diverged:
             diverged = True
     losses = _losses(folder / "metrics.jsonl")
     tail = losses[-max(1, len(losses) // 10) :]
@@ -180,24 +191,19 @@ class _Watch(Meter):
     def __init__(self, shown: Meter, metrics: Path) -> None:
         super().__init__(shown.label, shown.total, shown.unit)
         self._shown, self._metrics = shown, metrics
-        self.losses: list[float] = []
 
     def advance_to(self, done: int, note: str = "") -> None:
         self._shown.advance_to(done, note)
-        self.losses = _losses(self._metrics)
-        last = self.losses[-3:]
-        if any(not math.isfinite(loss) for loss in last) or min(last) > min(self.losses) + _DIVERGED_NATS:
-            raise _Diverged
+        losses = _losses(self._metrics)
+        last = losses[-3:]
+        if any(not math.isfinite(loss) for loss in last) or min(last) > min(losses) + _DIVERGED_NATS:
+            raise Diverged(f"{self.label}: the loss has left all that it was")
 
 
 def _losses(metrics: Path) -> list[float]:
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     rows = [json.loads(line) for line in lines]
     return [row["loss"] if isinstance(row.get("loss"), int | float) else math.nan for row in rows]
-
-
-def _has_no_number(metrics: Path) -> bool:
-    return any(not math.isfinite(loss) for loss in _losses(metrics))
 
 
 def _read(path: Path) -> Trial | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from textwrap import wrap
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -16,8 +18,9 @@ from fox.formats.token_shards import Shard
 from fox.recipe import Recipe
 from fox.tokenizer import Tokenizer
 from fox.train.curriculum import Chunk, StageOrder, curriculum, told
-from fox.train.events import read_events
+from fox.train.events import Event, read_events
 from fox.train.packing import Packing, open_packing
+from fox.train.trouble import passed_over
 
 _COLUMNS = 80
 
@@ -35,8 +38,13 @@ def inspect_step(folder: Path, step: int, tokens: int) -> Iterator[str]:
     if not 1 <= step <= steps:
         raise UserError("--step", step, problem="is no step of this run", mend=f"Give one from 1 to {steps}.")
     index = open_packing(folder / "pretrain" / "packing", orders, shards)
-    order = next(order for order in reversed(orders) if order.first_step < step).after(read_events(folder / "pretrain"))
-    yield from _lines(order, step, steps, index, tokenizer, tokens)
+    events = read_events(folder / "pretrain")
+    order = next(order for order in reversed(orders) if order.first_step < step).after(events)
+    lines = _lines(order, step, steps, index, tokenizer, tokens)
+    yield next(lines)
+    if unlearnt := _unlearnt(events, _row(folder / "pretrain" / "metrics.jsonl", step), step):
+        yield from wrap(unlearnt, _COLUMNS, initial_indent="  ", subsequent_indent="  ")
+    yield from lines
 
 
 def _recipe(folder: Path) -> Recipe:
@@ -52,6 +60,33 @@ def _recipe(folder: Path) -> Recipe:
         return Recipe.model_validate(json.loads(path.read_bytes())["recipe"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError, ValidationError) as error:
         raise Failure(f"{path}: can't be read ({type(error).__name__}). Put it back, or train again.") from None
+
+
+def _row(metrics: Path, step: int) -> dict[str, Any] | None:
+    """What metrics.jsonl says of a step; None where that is not done yet."""
+    try:
+        with metrics.open("rb") as file:
+            line = next(islice(file, step - 1, None), None)
+        row = None if line is None else json.loads(line)
+        if row is None or row["step"] == step:
+            return row
+        reason = f"row {step} is of step {row['step']}"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = str(error)
+    raise Failure(f"{metrics}: unreadable ({reason}). Put it back as it was.")
+
+
+def _unlearnt(events: list[Event], row: dict[str, Any] | None, step: int) -> str | None:
+    """Why nothing was learnt from a step, where that is so. The row knows best: a step that is done again may be learnt then."""
+    over = passed_over(events, step)
+    if over and (row is None or "passed_over" in row):
+        return f"passed over by the roll-back at step {over['step']}: {over['reason']}"
+    if row is not None:
+        return f"skipped: {row['skipped']}" if "skipped" in row else None
+    skips = [event["reason"] for event in events if event["event"] == "skip" and event["step"] == step]
+    return f"skipped: {skips[-1]}" if skips else None
 
 
 def _lines(

@@ -18,7 +18,9 @@ import numpy as np
 
 from fox.artifacts import PARTIAL, REPLACED, locked, remove_at_once, write_atomically
 from fox.errors import Failure, UserError
+from fox.recipe.schema import Stage, Train
 from fox.report.run_files import STEPS, Metrics, RunFiles, read_run
+from fox.train.events import read_events
 
 _FOLDERS = {"tokenizer": "tokenizer", "data": "data", "pretrain": "pretrain", "tune": "tune", "eval": "eval"}
 _LATEST = "latest"
@@ -89,7 +91,9 @@ def waste_of(folder: Path) -> list[Waste]:
         if path.name.startswith((PARTIAL, REPLACED)):
             found.append(Waste(path, "left by a process that was killed", _size(path)))
     for step in ("pretrain", "tune"):
-        found += [Waste(path, "older than the checkpoint to go on from", _size(path)) for path in _old(folder / step)]
+        found += [
+            Waste(path, "older than the checkpoints that the run keeps", _size(path)) for path in _old(folder, step)
+        ]
     for path in sorted((folder / "find-lr").glob("rate-*/checkpoints")):
         if (path.parent / "result.json").is_file():
             found.append(Waste(path, "of a trial that is done", _size(path)))
@@ -247,28 +251,34 @@ def _short(value: object) -> str:
     return text if len(text) <= 48 else f"{text[:47]}…"
 
 
-def _old(step: Path) -> list[Path]:
-    """Checkpoints before the one that `latest` names (without it: before the newest), but for milestones."""
-    checkpoints = sorted((step / "checkpoints").glob("step-*"))
-    if not checkpoints:
+def _old(run: Path, step: str) -> list[Path]:
+    """Checkpoints that training itself would remove, with the one that `latest` names (without it: the newest) just saved.
+
+    Those that the model is to be the mean of are needed no more once it is made. Raises Failure where the run's record is damaged.
+    """
+    folder = run / step / "checkpoints"
+    names = sorted(path.name for path in folder.glob("step-*") if path.name[5:].isdecimal())
+    if not names:
         return []
     try:
-        kept = (step / "checkpoints" / _LATEST).read_text(encoding="utf-8").strip()
+        latest = (folder / _LATEST).read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
-        kept = checkpoints[-1].name
-    if kept not in [path.name for path in checkpoints]:
-        return []  # damaged: nothing is taken away that may have to replace it
-    every = _milestones_every(step.parent)
-    older = [path for path in checkpoints if path.name < kept]
-    return [path for path in older if not (every and int(path.name.removeprefix("step-")) % every == 0)]
-
-
-def _milestones_every(folder: Path) -> int | None:
+        latest = names[-1]
     try:
-        train = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["recipe"]["train"]
-        return train.get("milestone_every_steps")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        recipe = json.loads((run / "recipe.json").read_bytes())["recipe"]
+        train = Train.model_validate(recipe["train"])
+        stages = [Stage.model_validate(stage) for stage in recipe["stage"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []  # what is to be kept is not known
+    if latest not in names:
+        return []  # damaged: nothing is taken away that may have to replace it
+    from fox.train.averaging import averaged_steps
+    from fox.train.checkpoint import Checkpoints, Identity, Progress
+
+    is_averaged = step == "pretrain" and not (run / "manifests" / f"{step}.json").is_file()
+    needed = averaged_steps(stages, train) if is_averaged else []
+    checkpoints = Checkpoints(folder, Identity({}, {}), train.keep_checkpoints, train.milestone_every_steps, needed)
+    return checkpoints.outlived(Progress(int(latest[5:]), events=read_events(run / step)))
 
 
 def _walk(folder: Path) -> Iterator[Path]:

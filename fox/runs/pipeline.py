@@ -13,6 +13,7 @@ from fox.errors import UserError
 from fox.recipe import LoadedRecipe
 from fox.runs import steps
 from fox.runs.folder import STEPS, Run
+from fox.runs.outcome import remove_outcome
 from fox.runs.rows import fit_rows, keep_rows
 from fox.train.trackers import NONE_WANTED, Wanted
 
@@ -42,6 +43,7 @@ def do_steps(
         _check_folder(folder)
     run = Run(folder, fit_rows(loaded, folder, redo), watchers)
     with locked(folder), disk_failures(folder):
+        remove_outcome(folder)
         for step in _before(redo):
             run.check_inputs(step, steps.recipe_inputs(run.recipe, step))
         if redo:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,12 +16,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
-from fox.errors import Failure, FoxError, Stopped, UserError
+from fox.errors import Failure, FoxError, Stopped, UserError, shorten
 from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.schema import Stage
 from fox.runs import pipeline
 from fox.runs.folder import Run
-from fox.runs.rows import fit_rows
+from fox.runs.outcome import outcome_written, write_outcome
+from fox.runs.rows import fit_rows, stages_of
 from fox.runs.steps import follow
 from fox.train.trackers import NONE_WANTED, Wanted
 
@@ -27,6 +30,11 @@ if TYPE_CHECKING:
     from fox.train.team import ManyRanks
 
 _TELLS_WITHIN_S = 10
+_VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+
+# What gloo says of a connection names its own sources; nccl's errors have types of their own.
+_OF_A_CONNECTION = re.compile(r"gloo/(transport|rendezvous|common)|[Cc]onnection (closed|reset|refused)|Broken pipe")
+_OF_MEMORY = re.compile(r"DefaultCPUAllocator|alloc_cpu")
 
 
 def do_steps(
@@ -40,21 +48,27 @@ def do_steps(
     """`pipeline.do_steps`, by this process alone or, of many, by the leader; the others train when it does, and end when it is done.
 
     What goes wrong is told once, by whoever meets it first, and all end with its exit code. SIGTERM ends with 75.
-    Raises UserError where so many ranks can't train this recipe.
+    How it ended is left in `folder`/outcome.json. Raises UserError where so many ranks can't train this recipe.
     """
-    if num_ranks() == 1:
-        loaded = fit_rows(loaded, folder, redo)
-        check_ranks(loaded.recipe, 1, wanted)
-        with _ended_by_sigterm():
-            return pipeline.do_steps(loaded, folder, wanted, redo, console, watchers)
-    from fox.train.team import join
-
-    team = join()
-    with _ended_by_sigterm(), _told_once(team):
+    with told_by_one_rank():
+        ranks = num_ranks()
+    if ranks == 1:
+        with outcome_written(folder), _ended_by_sigterm():
+            loaded = fit_rows(loaded, folder, redo)
+            check_ranks(loaded.recipe, 1, wanted)
+            with _memory_told(loaded.recipe):
+                return pipeline.do_steps(loaded, folder, wanted, redo, console, watchers)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_ended_by_sigterm())
+        team = _meet(ranks, console)
+        if team.leads:
+            stack.enter_context(outcome_written(folder))
+        stack.enter_context(_told_once(team, folder))
         data_ranks = max(1, team.size // loaded.recipe.train.tensor_parallel)
         rows = team.from_leader(lambda: dict(fit_rows(loaded, folder, redo, data_ranks).fitted_rows))
         loaded = loaded.with_rows(rows or {})
         check_ranks(loaded.recipe, team.size, wanted)
+        stack.enter_context(_memory_told(loaded.recipe))
         team.share_model(loaded.recipe.train.tensor_parallel)
         if not team.leads:
             follow(Run(folder, loaded), team)
@@ -78,8 +92,20 @@ def told_by_one_rank() -> Iterator[None]:
 
 
 def num_ranks() -> int:
-    """How many processes train together, as torchrun (or whatever sets its variables) says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes train together, as torchrun (or whatever sets its variables) says. Raises UserError where it says too little."""
+    told = {name: os.environ.get(name) for name in _VARIABLES}
+    size, rank = told["WORLD_SIZE"], told["RANK"]
+    if size in (None, "1") and rank in ((None,) if size is None else (None, "0")):
+        return 1
+    by_torchrun = "Start the processes with torchrun, which sets it, or unset WORLD_SIZE and RANK to train with one."
+    for name, value in told.items():
+        if value is None:
+            raise UserError(name, problem="is not set, and others of torchrun's variables are", mend=by_torchrun)
+        if name == "WORLD_SIZE" and not _number(value) >= 1:
+            raise UserError(name, value, problem="is no number of processes", mend=by_torchrun)
+        if name == "RANK" and not _number(value) < _number(size):
+            raise UserError(name, value, problem=f"is none of 0 to {_number(size) - 1:.0f}", mend=by_torchrun)
+    return int(_number(size))
 
 
 def check_ranks(recipe: Recipe, ranks: int, wanted: Sequence[str]) -> None:
@@ -110,6 +136,20 @@ def check_ranks(recipe: Recipe, ranks: int, wanted: Sequence[str]) -> None:
                 )
 
 
+def _meet(ranks: int, console: Console) -> ManyRanks:
+    """The team, once all are there. Raises Failure where somebody does not come."""
+    from fox.train.team import join
+
+    if os.environ["RANK"] == "0":
+        console.print(f"[dim]waiting for {ranks - 1} other process{'es' if ranks > 2 else ''}[/dim]")
+    try:
+        return join()
+    except RuntimeError as error:
+        if not _is_of_a_connection(error):
+            raise
+        raise Failure(f"the {ranks} processes of this run did not all meet ({error}). Start them again.") from error
+
+
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """Outside of training, where nothing is to be saved: what is half-made is removed, and the exit code says that it goes on."""
@@ -130,7 +170,7 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _told_once(team: ManyRanks) -> Iterator[None]:
+def _told_once(team: ManyRanks, folder: Path) -> Iterator[None]:
     from fox.train.team import Ended
 
     try:
@@ -138,29 +178,76 @@ def _told_once(team: ManyRanks) -> Iterator[None]:
     except Ended as ended:
         _end_in_silence(ended.exit_code)
     except KeyboardInterrupt:
-        _end_unless_first(team, 130)
+        _end_unless_first(team, 130, folder)
         raise
     except FoxError as error:
-        _end_unless_first(team, error.exit_code)
+        _end_unless_first(team, error.exit_code, folder)
         raise
-    except RuntimeError as error:  # of a collective: another has gone, and may have told why
-        _end_unless_first(team, 1)
-        if "gloo" not in str(error) and not type(error).__module__.startswith("torch"):
+    except OSError as error:
+        _end_unless_first(team, 1, folder)
+        if error.filename is None:  # of the output, which the command line tells
             raise
-        raise Failure(
+        raise Failure(f"{error.filename}: {error.strerror}") from error
+    except Exception as error:
+        _end_unless_first(team, 1, folder)
+        if not _is_of_a_connection(error):
+            raise  # a mistake of ours
+        raise Failure(  # of a collective: another has gone, without a word
             f"another process of this run has ended ({error}). The same command goes on from the last checkpoint."
         ) from error
 
 
-def _end_unless_first(team: ManyRanks, exit_code: int) -> None:
-    """End this process in silence where another has told what is wrong."""
+def _is_of_a_connection(error: Exception) -> bool:
+    """Whether an error is what torch says when another process has gone, and not of this one's own work."""
+    import torch.distributed as dist
+
+    if isinstance(error, dist.DistBackendError | dist.DistNetworkError | dist.DistStoreError):
+        return True
+    return isinstance(error, RuntimeError) and _OF_A_CONNECTION.search(str(error)) is not None
+
+
+@contextlib.contextmanager
+def _memory_told(recipe: Recipe) -> Iterator[None]:
+    """Where the memory does not suffice: that, and what takes less of it."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_memory(error):
+            raise
+        fewer = [f"-o {key}.rows={stage.rows // 2}" for key, stage in stages_of(recipe).items() if stage.rows > 1]
+        mends = [f"fewer rows at a time ({' '.join(fewer)})"] if fewer else []
+        if not recipe.train.activation_checkpointing:
+            mends.append("-o train.activation_checkpointing=true")
+        mends.append("a smaller model, or more processes to share it")
+        raise Failure(
+            f"the memory does not suffice ({shorten(str(error).partition(chr(10))[0])}). What takes less: {'; '.join(mends)}. "
+            "A training that has begun goes on only as it began: do it again with --redo, or another --out."
+        ) from error
+
+
+def _is_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or _OF_MEMORY.search(str(error)) is not None
+
+
+def _number(text: str | None) -> float:
+    """Of digits, what they say, and else what no limit allows."""
+    return int(text) if text is not None and text.isascii() and text.isdecimal() else math.nan
+
+
+def _end_unless_first(team: ManyRanks, exit_code: int, folder: Path) -> None:
+    """End this process in silence where another has told what is wrong. The leader first leaves that one's exit code."""
     try:
         first = team.first_to_tell(exit_code)
         told = team.exit_code_told()
     except RuntimeError:  # the store went with the process that kept it
         first, told = team.leads, None
     if not first:
-        _end_in_silence(exit_code if told is None else told)
+        code = exit_code if told is None else told
+        if team.leads:
+            write_outcome(folder, code)  # torchrun may end this process while it is silent
+        _end_in_silence(code)
 
 
 def _end_in_silence(exit_code: int) -> NoReturn:

@@ -35,6 +35,7 @@ from fox.errors import Failure, Problem, RecipeError
 from fox.formats.safetensors import read_safetensors
 from fox.model import Transformer
 from fox.train.team import ALONE, Team
+from fox.train.trouble import unchanged_since
 
 FORMAT = 2
 LATEST = "latest"
@@ -100,7 +101,11 @@ class Checkpoints:
     team: Team = ALONE
 
     def save(self, progress: Progress, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint whole, point `latest` at it, then remove what is older than the newest `keep` and no milestone."""
+        """Write a checkpoint whole, point `latest` at it, then remove what is older than the newest `keep` and no milestone.
+
+        One that is saved while trouble keeps the weights as they are is one more, and only the newest such stays: it
+        pushes out none from before the trouble, which a roll-back may need.
+        """
         name = name_of(progress.step)
         state = _state_of(model, optimizer)
         if not self.team.leads:
@@ -116,7 +121,7 @@ class Checkpoints:
             about = {"format": FORMAT, **vars(progress), "identity": self.identity.facts, "free": self.identity.free}
             write_json(partial / _STATE, {**about, "sha256": hashes})
         write_atomically(self.folder / LATEST, f"{name}\n")
-        remove_at_once(self._outlived())
+        remove_at_once(self.outlived(progress))
         self.team.from_leader(lambda: None)  # nobody goes on, and nobody ends, before it is safe
 
     def load(self, model: Transformer, optimizer: torch.optim.Optimizer) -> Progress:
@@ -180,14 +185,19 @@ class Checkpoints:
             raise Failure(f"{path}: names no checkpoint ({name[:40]!r}). Remove it to go on from the newest one.")
         return name
 
-    def _outlived(self) -> list[Path]:
+    def outlived(self, progress: Progress) -> list[Path]:
+        """Which checkpoints are needed no more where that of `progress` is the latest."""
         every = self.milestone_every_steps
         passing = [
             path
             for path in _newest_first(self.folder)
-            if not (every and _step_of(path) % every == 0) and _step_of(path) not in self.needed_steps
+            if _step_of(path) <= progress.step
+            and not (every and _step_of(path) % every == 0)
+            and _step_of(path) not in self.needed_steps
         ]
-        return passing[self.keep :]
+        since = unchanged_since(progress.events, progress.step)
+        troubled = [path for path in passing if since is not None and _step_of(path) >= since]
+        return troubled[1:] + passing[len(troubled) :][self.keep :]
 
 
 def read_weights(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -207,6 +217,12 @@ def name_of(step: int) -> str:
 def _state_of(model: Transformer, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """All tensors by name, as they lie on this rank. An optimiser that has not stepped yet gets its state here (of zeros)."""
     options = StateDictOptions(flatten_optimizer_state_dict=True)
+    if not optimizer.state:
+        # Torch makes the state by a step with gradients of zeros at a rate of zero, which changes no weight, but is counted.
+        get_optimizer_state_dict(model, optimizer, options=options)
+        for values in optimizer.state.values():
+            for value in values.values():
+                value.zero_()
     moments = get_optimizer_state_dict(model, optimizer, options=options)
     return {
         "model": get_model_state_dict(model),

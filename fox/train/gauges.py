@@ -49,21 +49,27 @@ def _source(row: Row) -> str:
     return row[0].lane.source
 
 
+def peak_flops(precision: str, team: Team) -> float:
+    """Operations a second of matrix products, of all ranks together: measured on all at the same time, for those of one machine
+    share its cores and its memory. A call for all ranks."""
+    team.wait()
+    return team.sum_of_all(matrix_peak_flops(device(), multiplies_in_bf16(precision)))
+
+
 class Gauges:
-    """Those of one training, on its leader. `rows_before` are the lines of the steps that are done."""
+    """Those of one training, on its leader. `peak` is `peak_flops`, `rows_before` are the lines of the steps that are done."""
 
     def __init__(
         self,
         model: Transformer,
-        precision: str,
-        ranks: int,
+        peak: float,
         shards: Mapping[str, Shard],
         rows_before: Iterable[Mapping[str, Any]],
     ) -> None:
         lookup = 0 if model.lm_head is None else model.embed_tokens.weight.numel()  # reading a row is no product
         # Forward and backward multiply each token with each parameter three times, two operations each (arXiv 2001.08361).
         self._token_flops = 6 * (model.num_parameters() - lookup)
-        self._peak_flops = ranks * matrix_peak_flops(device(), multiplies_in_bf16(precision))
+        self._peak_flops = peak
         self._epoch_tokens = {source: len(shard.tokens) for source, shard in shards.items()}
         self._seen: dict[str, float] = {}
         for row in rows_before:

@@ -34,7 +34,7 @@ from fox.train.distributed import (
     summed_pass,
 )
 from fox.train.events import Event, read_events, write_events
-from fox.train.gauges import Gauges, LossBySource
+from fox.train.gauges import Gauges, LossBySource, peak_flops
 from fox.train.machine import device, peak_memory_bytes, resolve_precision
 from fox.train.metrics import Metrics
 from fox.train.mixing import Mixtures, rows_needed
@@ -130,7 +130,8 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
         job.needed_steps,
         team,
     )
-    course = _go_on(job, checkpoints, training, optimizer, precision)
+    peak = peak_flops(precision, team)
+    course = _go_on(job, checkpoints, training, optimizer, peak)
     progress = course.progress
     if progress.step:
         free = {key: job.identity.free.get(key) for key in ("ranks", "threads")}
@@ -163,7 +164,7 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
             progress.seconds += took
             if verdict.action == "roll_back":
                 _roll_back(job, checkpoints, progress, verdict)
-                course = _go_on(job, checkpoints, training, optimizer, precision, progress.seconds)
+                course = _go_on(job, checkpoints, training, optimizer, peak, progress.seconds)
                 continue
             progress.step += 1
             if verdict.action == "skip":
@@ -183,11 +184,13 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
             )
             if step.ends_stage or due or stopped:
                 if stopped:
-                    _record(job, progress, {"event": "stopped", "step": progress.step, "signal": stopped})
+                    progress.events.append({"event": "stopped", "step": progress.step, "signal": stopped})
                 if course.metrics:
                     course.metrics.flush()
                 checkpoints.save(progress, training.transformer, optimizer)
-            if stopped:
+            if stopped:  # on record only now: a stop whose checkpoint fails is a failure
+                if team.leads:
+                    write_events(job.folder, progress.events)
                 raise stop.error(stopped, progress.step)
             if step.ends_stage:
                 _after(after_stage, step.order, model, training, team, stop)
@@ -279,7 +282,7 @@ def _go_on(
     checkpoints: Checkpoints,
     training: TrainingModel,
     optimizer: torch.optim.Optimizer,
-    precision: str,
+    peak: float,
     seconds: float | None = None,
 ) -> _Course:
     """Fill model and optimiser from the latest checkpoint. A roll-back that a kill came between is done first."""
@@ -295,7 +298,7 @@ def _go_on(
     metrics = Metrics(job.folder / "metrics.jsonl", progress.step) if team.leads else None
     seen = team.from_leader(lambda: newest_rows(metrics.lines(), job.train) if metrics else [])
     watch = Watch(job.train, job.schedule.warmup_tokens, seen)
-    gauges = Gauges(training.transformer, precision, team.size, job.packing.shards, metrics.rows()) if metrics else None
+    gauges = Gauges(training.transformer, peak, job.packing.shards, metrics.rows()) if metrics else None
     mixed = team.from_leader(lambda: metrics.newest(rows_needed(job.orders)) if metrics else [])
     mixtures = Mixtures(job.orders, progress.events, mixed, job.most_tokens)
     return _Course(progress, metrics, gauges, watch, mixtures)

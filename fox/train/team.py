@@ -55,6 +55,10 @@ class Team:
         """The sum over the ranks that have rows of their own, in place. The same bits on every rank."""
         return value
 
+    def sum_of_all(self, value: float) -> float:
+        """The sum over all ranks, whether they share rows or not."""
+        return value
+
     def any_of(self, value: int) -> int:
         """The largest `value` of any rank."""
         return value
@@ -91,6 +95,11 @@ class ManyRanks(Team):
         assert self.mesh is not None
         dist.all_reduce(value, group=self.mesh.get_group("data"))
         return value
+
+    def sum_of_all(self, value: float) -> float:
+        total = torch.tensor(value, dtype=torch.float64, device=device())
+        dist.all_reduce(total)
+        return float(total)
 
     def any_of(self, value: int) -> int:
         largest = torch.tensor(value, device=device())

@@ -44,6 +44,10 @@ Event = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 
+class Diverged(Failure):
+    """Training was given up for the trouble in its loss, and for nothing else."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What to do with a step whose gradient is known. `since` is the first step of the trouble, counted from 1."""
@@ -156,7 +160,7 @@ def roll_back_event(
     """The roll-back from `step` as it goes on record: `to` is the step of the checkpoint to go back to.
 
     The newest one from before the trouble; where the last roll-back led nowhere, one that is older than that one's, as long as
-    there is one. Raises Failure where there is none at all, or after `most` roll-backs that led nowhere.
+    there is one. Raises Diverged where there is none at all, or after `most` roll-backs that led nowhere.
     """
     before = sorted(kept for kept in checkpoints if kept < verdict.since)
     in_vain = _in_vain(events, before[-1] if before else 0, verdict.since)
@@ -188,6 +192,15 @@ def passed_over(events: Iterable[Event], step: int) -> Event | None:
     )
 
 
+def unchanged_since(events: Sequence[Event], step: int) -> int | None:
+    """The first of the steps, one after the other up to `step` (counted from 1), that changed no weight; None where that one did."""
+    skipped = {event["step"] for event in events if event["event"] == "skip"}
+    first = step
+    while first > 0 and (first in skipped or passed_over(events, first)):
+        first -= 1
+    return first + 1 if first < step else None
+
+
 def undone_by(recorded: Iterable[Event], known: Sequence[Event], step: int) -> Event | None:
     """The roll-back by which the checkpoint of `step`, which knows the events in `known`, was to be left; a kill came between."""
     for event in recorded:
@@ -207,8 +220,8 @@ def _in_vain(events: Sequence[Event], newest: int, since: int) -> list[Event]:
     return chain
 
 
-def _given_up(step: int, verdict: Verdict, why: str) -> Failure:
-    return Failure(
+def _given_up(step: int, verdict: Verdict, why: str) -> Diverged:
+    return Diverged(
         f"step {step}: {verdict.reason} (since step {verdict.since}), and {why}. "
         "Lower optimizer.peak_learning_rate, or lengthen schedule.warmup_tokens, and start another run with --out, "
         "or train again with --redo pretrain (of tuning: --redo tune). events.jsonl has what was skipped. Where losses like "

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fox.errors import UserError
+from fox.errors import RecipeError, UserError
 from fox.plan import plan
 from fox.plan.budget import (
     FEWEST_STEPS,
@@ -131,6 +132,39 @@ def test_outside_of_its_range_a_fit_says_so() -> None:
     made = proposed("8h")
     assert sum("this is outside" in note for note in made.notes) == 2
     assert made.learning_rate == min(made.fitted_learning_rates)
+
+
+def small_cpu(**sections: dict[str, Any]) -> Recipe:
+    page = load_recipe(RECIPES / "small-cpu.toml").recipe.model_dump()
+    for section, values in sections.items():
+        page[section] |= values
+    return Recipe.model_validate(page)
+
+
+@pytest.mark.parametrize("budget", ["20m", "8h", "30d"])
+def test_a_model_that_is_started_from_keeps_its_size_and_the_rate_is_left_alone(budget: str) -> None:
+    base = small_cpu(model={"start_from": "somebody/model"})
+    made = proposed(budget, base)
+    assert made.recipe.model == base.model
+    assert made.recipe.optimizer == base.optimizer and made.learning_rate == base.optimizer.peak_learning_rate
+    assert base.tune and made.recipe.tune and made.recipe.tune.optimizer == base.tune.optimizer
+    assert not made.alternatives and any("its size stays" in note for note in made.notes)
+    seconds = sum(stage.tokens / speed_of(made.recipe)[stage.key] for stage in plan(made.recipe).stages)
+    assert seconds == pytest.approx(0.9 * seconds_of(budget), rel=0.05)
+    page = describe_proposal(made, budget, True)
+    assert "Beside it" not in page and "-o model." not in page
+
+
+def test_a_proposal_that_contradicts_itself_is_refused() -> None:
+    base = small_cpu(train={"average_checkpoints": 40})
+    with pytest.raises(RecipeError, match=r"as proposed:  train\.average_checkpoints = 40: are more than the \d+ that"):
+        proposed("20m", base)
+    assert proposed("20m", small_cpu(train={"average_checkpoints": 40, "checkpoint_every_steps": 1})).tokens
+
+
+def test_in_bf16_alone_a_step_is_one_pass() -> None:
+    made = proposed("30d", small_cpu(train={"precision": "bf16-weights"}))
+    assert all(stage.batch_tokens <= stage.rows * stage.row_length for stage in made.recipe.stage.values())
 
 
 @pytest.mark.parametrize("budget", ["1s", "0.001m"])

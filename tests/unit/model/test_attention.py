@@ -49,7 +49,7 @@ def test_attend_with_documents_is_its_plain_twin(kv_heads: int) -> None:
 def test_attend_by_products_and_its_gradients_are_its_plain_twins(
     kv_heads: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one block of queries, in three with a last one that is shorter, and in four."""
+    """In one block of queries, and in four, the last one whole or shorter."""
     monkeypatch.setattr(kernel, "_FEWEST_QUERIES", 12)
     segment_BT = torch.tensor([[0, 0, 0, 1, 1, 2, 3, 3], [0, 1, 1, 1, 1, 1, 1, 1]]).repeat_interleave(6, 1)[:, :length]
     mask = additive(document_mask(segment_BT), torch.float32)

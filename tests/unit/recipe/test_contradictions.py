@@ -30,6 +30,9 @@ ONE_TEXT = "stage.only.mix={ texts = 1, chats = 1 }"
         (["optimizer.name=adafactor", "optimizer.beta1=0.8"], "optimizer.beta1 = 0.8: changes nothing beside optimizer.name = 'adafactor'."),
         (["tune.optimizer.momentum=0.8"], "tune.optimizer.momentum = 0.8: changes nothing beside tune.optimizer.name = 'adamw'."),
         (["train.precision=bf16-weights", "stage.only.batch_tokens=256", "tune.batch_tokens=32"], "stage.only.batch_tokens = 256: is more than one pass of rows x chunk length = 128, and in bf16"),
+        (["train.checkpoint_every_steps=40", "train.milestone_every_steps=100"], "train.milestone_every_steps = 100: is no multiple of train.checkpoint_every_steps = 40, and"),
+        (["train.checkpoint_every_steps=40", "train.milestone_every_steps=7"], "train.milestone_every_steps = 7: is no multiple of train.checkpoint_every_steps = 40, and"),
+        (["train.checkpoint_every_steps=40", "train.milestone_every_steps=120"], None),
         (["train.average_checkpoints=20"], "train.average_checkpoints = 20: are more than the"),
         (["stage.only.batch_tokens=1280", "stage.only.batch_ramp={ start = 300, tokens = 1000 }"], "stage.only.batch_ramp.start = 300: is no multiple of rows x chunk length = 128."),
         (["source.own={ path = 'x', kind = 'chat' }"], None),  # the tuning takes every chat

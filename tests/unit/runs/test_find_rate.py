@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import signal
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
-from fox.errors import UserError
+from fox.errors import Failure, UserError
+from fox.model import ModelConfig, Transformer
+from fox.model.directory import save_model
+from fox.model.loss import plain_summed_loss
 from fox.recipe import LoadedRecipe, load_recipe
 from fox.runs.find_rate import Trial, best_of, describe_trials, find_rate
+from fox.runs.folder import Run
+from fox.runs.start import shape_of
+from fox.runs.steps import open_shards
+from fox.tokenizer import Tokenizer
+from fox.train import checkpoint
+from fox.train.batches import make_batch
+from fox.train.stages import pack
 from tests.journey.micro_run import fox, kill_when, num_rows, write_world
+from tests.journey.test_continue import PAGE
 
 QUIET = Console(quiet=True)
 
@@ -74,6 +89,58 @@ def test_a_rate_that_diverges_ends_early_and_is_told(loaded: LoadedRecipe, tmp_p
     assert any(one.loss is None for one in trials)
     results = json.loads((tmp_path / "run/find-lr/results.json").read_text())
     assert [one["rate"] for one in results] == [one.rate for one in trials]
+
+
+def test_giving_up_in_trouble_is_a_divergence(loaded: LoadedRecipe, tmp_path: Path) -> None:
+    """At this rate the second step has no number any more, and training itself gives up before its row is written."""
+    wild = load_recipe(
+        "micro.toml", ["train.max_epochs=100", "optimizer.peak_learning_rate=1e30", "train.skips_in_a_row=1"]
+    )
+    trials = find_rate(wild, tmp_path / "run", 3, 2560, QUIET)
+    assert [(one.loss, one.steps < 10) for one in trials] == [(None, True)] * len(trials)
+
+
+def test_a_full_disk_is_told_and_no_trial_is_booked(
+    loaded: LoadedRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write", full)
+        with pytest.raises(Failure, match="the disk is full"):
+            find_rate(loaded, tmp_path / "run", 3, 2560, QUIET)
+    (begun,) = (tmp_path / "run/find-lr").glob("rate-*")
+    assert num_rows(begun / "metrics.jsonl") >= 3, "it has losses"
+    assert not (begun / "result.json").exists()
+    assert all(one.loss for one in find_rate(loaded, tmp_path / "run", 3, 2560, QUIET))
+
+
+def test_trials_begin_with_the_model_that_the_recipe_starts_from(
+    tmp_path: Path, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose weights are so large that its first loss is far from that of a new model's, the logarithm of its vocabulary."""
+    world = write_world(tmp_path / "world")
+    monkeypatch.chdir(world)
+    (world / "continue.toml").write_text(PAGE)
+    config = ModelConfig(
+        vocab_size=tiny_tokenizer.vocab_size, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, max_position_embeddings=64, rope_theta=20_000.0,
+        rms_norm_eps=1e-5, initializer_range=0.5, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Transformer(config)
+    model.initialise(torch.Generator().manual_seed(0))
+    save_model(world / "theirs", model, tiny_tokenizer)
+    loaded = load_recipe("continue.toml", ["train.max_epochs=100"], shape_of)
+    run = tmp_path / "run"
+    trials = find_rate(loaded, run, 3, 2560, QUIET)
+    recipe, shards = loaded.recipe, open_shards(Run(run, loaded), "train", tiny_tokenizer.vocab_size)
+    orders, packing = pack(recipe, recipe.stage, shards, tmp_path / "again")
+    batch = make_batch(orders[0].rows_of_step(0), packing, learn_marked_only=False)
+    hidden_BLD = model(batch.token_BL, batch.segment_BL)
+    summed = plain_summed_loss(hidden_BLD.flatten(0, 1), model.output_weight_VD, batch.target_BL.flatten()).item()
+    assert summed / batch.num_targets > math.log(tiny_tokenizer.vocab_size) + 1
+    assert [one.first_loss for one in trials] == pytest.approx([summed / batch.num_targets] * len(trials), rel=1e-4)
 
 
 def test_a_search_that_is_killed_in_a_trial_goes_on_within_it(tmp_path: Path) -> None:

@@ -87,6 +87,49 @@ def test_a_changed_mixture_is_told_from_its_step_on(run: Path) -> None:
         events.unlink()
 
 
+@pytest.mark.parametrize("has_rows", [True, False])
+def test_a_step_that_taught_nothing_is_told(run: Path, has_rows: bool) -> None:
+    """Step 2 is skipped; 3 and 4 are passed over after 4, of which the row is not written yet where a kill came then."""
+    events, metrics = run / "pretrain/events.jsonl", run / "pretrain/metrics.jsonl"
+    happened = [
+        {"event": "skip", "step": 2, "reason": "the loss 9.2 is 7.1 deviations above the usual 4.1"},
+        {"event": "skip", "step": 3, "reason": "the loss is no longer finite"},
+        {
+            "event": "roll_back",
+            "step": 4,
+            "to": 2,
+            "since": 3,
+            "reason": "2 steps in a row were skipped: " + "so " * 20,
+        },
+        {"event": "skip", "step": 5, "reason": "of before the band was widened"},
+    ]
+    rows = [
+        {"step": 1, "loss": 4.0},
+        {"step": 2, "loss": 9.2, "skipped": happened[0]["reason"]},
+        {"step": 3, "passed_over": happened[2]["reason"]},
+        {"step": 4, "passed_over": happened[2]["reason"]},
+        {"step": 5, "loss": 4.0},
+    ]
+    events.write_text("".join(f"{json.dumps(event)}\n" for event in happened))
+    if has_rows:
+        metrics.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    try:
+        told = {step: list(inspect_step(run, step, 4)) for step in range(1, 6)}
+        for lines in told.values():
+            assert lines[0].startswith("step ") and all(len(line) <= 80 for line in lines)
+        assert told[2][1] == "  skipped: the loss 9.2 is 7.1 deviations above the usual 4.1"
+        for step in (3, 4):
+            assert told[step][1].startswith("  passed over by the roll-back at step 4: 2 steps in a row")
+        learnt = [step for step, lines in told.items() if " row" in lines[1]]
+        assert learnt == ([1, 5] if has_rows else [1]), "a step that was done again and learnt then counts as learnt"
+        metrics.write_text("{}\n")
+        with pytest.raises(Failure, match=r"metrics\.jsonl: unreadable"):
+            list(inspect_step(run, 1, 4))
+    finally:
+        events.unlink()
+        metrics.unlink()
+
+
 def test_what_is_not_there_is_said(run: Path, tmp_path: Path) -> None:
     for step in (0, -1, 10_000):
         with pytest.raises(UserError, match=rf"--step = {step}: is no step of this run\. Give one from 1 to \d+\."):

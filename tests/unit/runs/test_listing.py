@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -100,7 +103,8 @@ def test_comparing_takes_two(runs: Path) -> None:
 
 def test_cleaning_takes_old_checkpoints_and_leftovers_and_nothing_else(runs: Path) -> None:
     run = runs / "one"
-    old, kept, newer = checkpoint(run, 100), checkpoint(run, 200, latest=True), checkpoint(run, 300)
+    old, before = checkpoint(run, 100), checkpoint(run, 150)
+    kept, newer = checkpoint(run, 200, latest=True), checkpoint(run, 300)
     (run / ".partial-model").mkdir()
     before = {path for path in run.rglob("*") if "checkpoints" not in str(path) and ".partial" not in str(path)}
     found = waste_of(run)
@@ -108,18 +112,71 @@ def test_cleaning_takes_old_checkpoints_and_leftovers_and_nothing_else(runs: Pat
     assert old.exists(), "telling removes nothing"
     assert "nothing is removed yet" in describe_waste(run, found, removed=False)
     assert {waste.path for waste in clean(run)} == {old, run / ".partial-model"}
-    assert not old.exists() and kept.exists() and newer.exists() and not (run / ".partial-model").exists()
+    assert (
+        not old.exists()
+        and before.exists()
+        and kept.exists()
+        and newer.exists()
+        and not (run / ".partial-model").exists()
+    )
     assert before <= set(run.rglob("*"))
     assert waste_of(run) == []
 
 
+def with_train(run: Path, **values: int) -> None:
+    page = json.loads((run / "recipe.json").read_text())
+    page["recipe"]["train"] |= values
+    (run / "recipe.json").write_text(json.dumps(page))
+
+
 def test_milestones_stay(runs: Path) -> None:
     run = runs / "one"
-    page = json.loads((run / "recipe.json").read_text())
-    page["recipe"].setdefault("train", {})["milestone_every_steps"] = 100
-    (run / "recipe.json").write_text(json.dumps(page))
+    with_train(run, milestone_every_steps=100, keep_checkpoints=1)
     milestone, old, _ = checkpoint(run, 100), checkpoint(run, 150), checkpoint(run, 250, latest=True)
     assert [waste.path for waste in waste_of(run)] == [old] and milestone.exists()
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_that_the_recipe_keeps_stay(runs: Path, keep: int) -> None:
+    run = runs / "one"
+    with_train(run, keep_checkpoints=keep)
+    made = [checkpoint(run, step) for step in (100, 200, 300)] + [checkpoint(run, 400, latest=True)]
+    checkpoint(run, 500)  # never made the latest
+    assert [waste.path for waste in waste_of(run)] == made[: 4 - keep][::-1]
+
+
+def test_what_is_to_be_averaged_stays_until_it_is(runs: Path) -> None:
+    stages = json.loads((runs / "one/recipe.json").read_text())["recipe"]["stage"].values()
+    steps = sum(round(stage["tokens"] / stage["batch_tokens"]) for stage in stages)
+    for name in ("one", "half"):
+        with_train(runs / name, average_checkpoints=3, checkpoint_every_steps=10, keep_checkpoints=1)
+    last = (steps - 1) // 10 * 10
+    of_run = {
+        name: [checkpoint(runs / name, step, latest=step == steps) for step in (last - 20, last - 10, last, steps)]
+        for name in ("one", "half")
+    }
+    assert [waste.path for waste in waste_of(runs / "half")] == of_run["half"][:1], "the mean is not made yet"
+    assert [waste.path for waste in waste_of(runs / "one")] == of_run["one"][2::-1]
+
+
+def test_one_from_before_trouble_stays_beside_those_in_it(runs: Path) -> None:
+    run = runs / "half"
+    with_train(run, keep_checkpoints=1)
+    old, before, _ = checkpoint(run, 100), checkpoint(run, 200), checkpoint(run, 202, latest=True)
+    skips = [{"event": "skip", "step": step, "reason": "a spike"} for step in (201, 202)]
+    (run / "pretrain/events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in skips))
+    assert [waste.path for waste in waste_of(run)] == [old] and before.exists()
+    (run / "pretrain/events.jsonl").write_text("[]\n")
+    with pytest.raises(Failure, match="Put it back as it was"):
+        waste_of(run)
+
+
+def test_where_the_recipe_is_damaged_no_checkpoint_goes(runs: Path) -> None:
+    run = runs / "one"
+    checkpoint(run, 100), checkpoint(run, 200), checkpoint(run, 300, latest=True)
+    assert waste_of(run)
+    (run / "recipe.json").write_text("{")
+    assert waste_of(run) == []
 
 
 def test_where_latest_names_nothing_that_is_there_no_checkpoint_goes(runs: Path) -> None:
@@ -131,6 +188,7 @@ def test_where_latest_names_nothing_that_is_there_no_checkpoint_goes(runs: Path)
 
 def test_a_running_run_is_seen_and_never_cleaned(runs: Path) -> None:
     run = runs / "one"
+    with_train(run, keep_checkpoints=1)
     old = checkpoint(run, 100)
     checkpoint(run, 200, latest=True)
     assert not is_running(run)
@@ -141,6 +199,16 @@ def test_a_running_run_is_seen_and_never_cleaned(runs: Path) -> None:
     assert old.exists()
     assert not is_running(run)
     assert clean(run) and not old.exists()
+
+
+def test_a_start_waits_for_those_who_only_look(runs: Path) -> None:
+    with locked(runs / "one"):
+        pass
+    looking = os.open(runs / "one/lock", os.O_RDONLY)
+    fcntl.flock(looking, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    threading.Timer(0.05, os.close, [looking]).start()
+    with locked(runs / "one"):
+        assert is_running(runs / "one")
 
 
 def test_a_link_is_not_followed(runs: Path, tmp_path: Path) -> None:

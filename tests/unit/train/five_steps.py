@@ -80,6 +80,7 @@ def _main(folder: Path, ways: list[str]) -> None:
     team = join()
     for way in ways:
         team.share_model(WAYS[way].get("tensor_ranks", 1))
+        assert team.sum_of_all(team.rank + 0.5) == team.size**2 / 2, "of all ranks, though they share rows"
         with pytest.MonkeyPatch.context() as damage:
             if way == "normed-heads-unsummed":
                 damage.setattr(distributed, "_sum_over_heads", lambda *_: None)

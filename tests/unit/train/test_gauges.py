@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from fox.formats.token_shards import Shard
 from fox.model.loss import IGNORED, plain_summed_loss
@@ -16,6 +18,7 @@ from fox.train import gauges
 from fox.train.batches import make_batch
 from fox.train.machine import device, matrix_peak_flops
 from fox.train.stages import new_model, pack, pretrain
+from fox.train.team import ALONE, Team
 from tests.unit.train.micro_training import VOCAB_SIZE, recipe_of
 
 
@@ -86,17 +89,51 @@ def test_epochs_are_tokens_over_the_sources_size_and_go_on_after_a_stop(
         wanted = {source: tokens / len(shards[source].tokens) for source, tokens in drawn.items() if tokens}
         assert row["epoch"] == pytest.approx(wanted, abs=1e-4)
     model = new_model(recipe_of(), VOCAB_SIZE)
-    gone_on = gauges.Gauges(model, "float32", 1, shards, rows[:-1]).of_step(rows[-1]["mix"], 256, 1.0)
+    gone_on = gauges.Gauges(model, 1e12, shards, rows[:-1]).of_step(rows[-1]["mix"], 256, 1.0)
     assert gone_on["epoch"] == rows[-1]["epoch"]
 
 
 def test_share_of_peak_is_six_operations_a_parameter_and_token(shards: dict[str, Shard]) -> None:
     model = new_model(recipe_of(), VOCAB_SIZE)
-    told = gauges.Gauges(model, "float32", 2, shards, []).of_step({"a": 1000}, 50_000_000, 0.5)
-    peak = matrix_peak_flops(device(), False)
-    assert told["share_of_peak"] == pytest.approx(6 * model.num_parameters() * 1e8 / (2 * peak), abs=1e-4)
+    told = gauges.Gauges(model, 1e13, shards, []).of_step({"a": 1000}, 50_000_000, 0.5)
+    assert told["share_of_peak"] == pytest.approx(6 * model.num_parameters() * 1e8 / 1e13, abs=1e-4)
     assert told["tokens_per_second"] == 1e8
     assert 0 < told["memory_now_bytes"] <= 1.01 * told["memory_bytes"]
+
+
+class BesideAnother(Team):
+    """One of two, of whom the other reaches 5e9 operations a second."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def wait(self) -> None:
+        self.calls.append("wait")
+
+    def sum_of_all(self, value: float) -> float:
+        self.calls.append("sum")
+        return value + 5e9
+
+
+def test_the_peak_is_the_sum_of_what_all_ranks_reach_at_the_same_time() -> None:
+    team, mine = BesideAnother(), matrix_peak_flops(device(), False)
+    assert gauges.peak_flops("float32", ALONE) == mine
+    assert gauges.peak_flops("float32", team) == mine + 5e9
+    assert team.calls == ["wait", "sum"], "all begin to measure together"
+
+
+def test_the_peak_is_of_products_that_fill_the_machine() -> None:
+    sizes: list[torch.Size] = []
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func.__name__ in ("matmul", "__matmul__"):
+                sizes.append(args[0].shape)
+            return func(*args, **(kwargs or {}))
+
+    with Seen():
+        matrix_peak_flops.__wrapped__(torch.device("cpu"), False)
+    assert set(sizes) == {torch.Size((2048, 2048))} and len(sizes) >= 3
 
 
 def test_the_peak_is_a_machines(rows: list[dict]) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fox.errors import Failure
 from fox.recipe.schema import Train
 from fox.train.trouble import (
     FEWEST,
+    Diverged,
     Verdict,
     Watch,
     newest_rows,
@@ -205,11 +205,13 @@ def test_a_roll_back_that_led_nowhere_is_followed_by_one_further_back() -> None:
 def test_after_so_many_roll_backs_in_vain_it_ends_and_says_what_to_do() -> None:
     events = [rolled(20, to=10), rolled(42, to=30), rolled(44, to=30), rolled(46, to=20)]
     assert roll_back_event(TROUBLE, 57, events, [20], most=4)["to"] == 20
-    with pytest.raises(Failure, match=r"3 roll-backs have not helped.*optimizer\.peak_learning_rate.*spike_deviations"):
+    with pytest.raises(
+        Diverged, match=r"3 roll-backs have not helped.*optimizer\.peak_learning_rate.*spike_deviations"
+    ):
         roll_back_event(TROUBLE, 57, events, [20], most=3)
-    with pytest.raises(Failure, match=r"step 57: the loss left \(since step 50\), and there is no checkpoint"):
+    with pytest.raises(Diverged, match=r"step 57: the loss left \(since step 50\), and there is no checkpoint"):
         roll_back_event(TROUBLE, 57, [], [50, 55], most=3)
-    with pytest.raises(Failure, match="none may be rolled back"):
+    with pytest.raises(Diverged, match="none may be rolled back"):
         roll_back_event(TROUBLE, 57, [], [40], most=0)
 
 

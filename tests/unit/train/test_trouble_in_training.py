@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ import pytest
 import torch
 
 import fox.train.loop as loop
-from fox.errors import Failure
+from fox.errors import Failure, Stopped
 from fox.formats.token_shards import Shard
 from fox.model import Transformer
+from fox.progress import Meter
 from fox.recipe import Recipe
 from fox.train.batches import Batch
 from fox.train.checkpoint import Checkpoints
@@ -41,6 +44,15 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if key not in MOODS} for row in rows]
 
 
+class SignallingMeter(StoppingMeter):
+    """Asks for a stop that saves a checkpoint, as a scheduler does."""
+
+    def advance_to(self, done: int, note: str = "") -> None:
+        Meter.advance_to(self, done, note)
+        if done == self.stop_at_tokens:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def told_of(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [event for event in read_events(folder) if event["event"] == kind]
 
@@ -49,12 +61,18 @@ def told_of(folder: Path, kind: str) -> list[dict[str, Any]]:
 def run(make_recipe: Callable[..., Recipe], shards: dict[str, Shard], tmp_path: Path) -> Run:
     """Train the micro recipe below tmp_path, from where that is, stopped after `stop_at` steps."""
 
-    def train(name: str, stop_at: int | None = None, train: dict[str, Any] | None = None, **other: Any) -> Transformer:
+    def train(
+        name: str,
+        stop_at: int | None = None,
+        train: dict[str, Any] | None = None,
+        meter_of: type[StoppingMeter] = StoppingMeter,
+        **other: Any,
+    ) -> Transformer:
         recipe = make_recipe(train={**TRAIN, **(train or {})}, **other)
         model = new_model(recipe, 60)
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        meter = StoppingMeter(math.inf if stop_at is None else _tokens_after(recipe, stop_at))
+        meter = meter_of(math.inf if stop_at is None else _tokens_after(recipe, stop_at))
         pretrain(recipe, model, shards, folder, {}, meter, lambda *_: None)
         return model
 
@@ -175,8 +193,8 @@ def test_data_that_go_on_being_poisoned_end_it_after_so_many_roll_backs(
         run("poisoned", train={"skips_in_a_row": 2, "roll_backs": 2})
     assert [(event["to"], event["step"]) for event in told_of(tmp_path / "poisoned", "roll_back")] == [
         (6, 9),
-        (6, 11),
-    ]  # that of the stage's end, at 10, has pushed out that of step 3
+        (3, 11),
+    ]  # that of the stage's end, at 10, is of weights that trouble kept as they were, and has pushed out none
 
 
 def test_weights_that_are_spoilt_are_left_behind(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,3 +217,62 @@ def test_weights_that_are_spoilt_are_left_behind(run: Run, tmp_path: Path, monke
     assert event["to"] == 6 and event["since"] == 9
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert [row["step"] for row in rows_of(tmp_path / "spoilt") if "passed_over" in row] == [7, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"optimizer": {"peak_learning_rate": 1e-2, "name": "muon"}},
+        {"optimizer": {"peak_learning_rate": 1e-2, "name": "adafactor"}},
+        {"train": {"precision": "bf16-weights"}},
+    ],
+    ids=["adamw", "muon", "adafactor", "bf16-weights"],
+)
+def test_a_stop_before_the_first_step_that_changes_a_weight_changes_nothing(
+    run: Run, poison: Callable[..., None], tmp_path: Path, how: dict[str, Any]
+) -> None:
+    poison([1, 2], math.nan, **how)
+    whole = run("whole", **how)
+    with pytest.raises(Stopped):
+        run("stopped", 2, meter_of=SignallingMeter, **how)
+    assert [path.name for path in (tmp_path / "stopped/checkpoints").glob("step-*")] == ["step-00000002"]
+    assert hash_of(run("stopped", **how)) == hash_of(whole)
+    assert rows_of(tmp_path / "stopped") == rows_of(tmp_path / "whole")
+
+
+def test_stops_in_trouble_push_out_no_checkpoint_from_before_it(
+    run: Run, poison: Callable[..., None], tmp_path: Path
+) -> None:
+    rules = {"skips_in_a_row": 4}
+    poison([7, 8, 9, 10], math.nan)
+    whole = run("whole", train=rules)
+    (event,) = told_of(tmp_path / "whole", "roll_back")
+    assert (event["step"], event["to"], event["since"]) == (10, 6, 7)
+    for stop_at, kept in ((7, [3, 6, 7]), (8, [3, 6, 8]), (9, [3, 6, 9])):
+        with pytest.raises(Stopped):
+            run("stopped", stop_at, rules, SignallingMeter)
+        assert sorted(int(path.name[5:]) for path in (tmp_path / "stopped/checkpoints").glob("step-*")) == kept
+    assert hash_of(run("stopped", train=rules)) == hash_of(whole)
+    assert told_of(tmp_path / "stopped", "roll_back") == [event]
+
+
+def test_a_stop_is_on_record_once_its_checkpoint_is_safe(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise Failure("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", full)
+        with pytest.raises(Failure, match="full"):
+            run("stopped", 2, meter_of=SignallingMeter)
+    assert read_events(tmp_path / "stopped") == []
+    with pytest.raises(Stopped):
+        run("stopped", 2, meter_of=SignallingMeter)
+    stopped = {"event": "stopped", "step": 2, "signal": signal.SIGTERM}
+    saved = json.loads((tmp_path / "stopped/checkpoints/step-00000002/state.json").read_text())
+    assert read_events(tmp_path / "stopped") == saved["events"] == [stopped]
+    (tmp_path / "stopped/events.jsonl").unlink()  # killed between the two
+    run("stopped")
+    assert read_events(tmp_path / "stopped")[0] == stopped
