@@ -72,11 +72,13 @@ def test_sigterm_saves_the_step_under_way_and_ends_with_75(untrained: Path, fini
     code, told = kill_when(rows_reach(untrained, 4), untrained, *PRETRAIN, sent=signal.SIGTERM)
     step = num_rows(untrained / RUN / "pretrain/metrics.jsonl")
     assert code == 75 and f"saved a checkpoint of step {step}, and the same command goes on" in told
+    assert json.loads((untrained / RUN / "outcome.json").read_text())["exit_code"] == 75
     assert (untrained / RUN / "pretrain/checkpoints/latest").read_text() == f"step-{step:08d}\n"
     assert not (untrained / RUN / "manifests/pretrain.json").exists()
     assert leftovers(untrained / RUN) == []
     fox(untrained, *PRETRAIN)
     assert trained(untrained / RUN) == trained(finished / RUN)
+    assert json.loads((untrained / RUN / "outcome.json").read_text())["exit_code"] == 0
     events = [json.loads(line) for line in (untrained / RUN / "pretrain/events.jsonl").read_text().splitlines()]
     assert [(event["event"], event["step"]) for event in events] == [("stopped", step), ("went on", step)]
 
@@ -95,6 +97,7 @@ def test_sigterm_where_nothing_is_trained_ends_with_75_and_leaves_nothing_half_m
     begun = (lambda: bool(leftovers(run))) if step == "data" else (run / "inventory.json").exists
     code, told = kill_when(begun, world, step, "micro.toml", sent=signal.SIGTERM)
     assert code == 75 and "stopped: asked to end (SIGTERM)" in told and "Traceback" not in told
+    assert json.loads((run / "outcome.json").read_text())["exit_code"] == 75
     assert not (run / f"manifests/{step}.json").exists() and leftovers(run) == []
 
 

@@ -73,6 +73,11 @@ def events(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "pretrain/events.jsonl").read_text().splitlines()]
 
 
+def exit_code_left(run: Path) -> int:
+    """What a script reads of how the run's command ended."""
+    return json.loads((run / "outcome.json").read_text())["exit_code"]
+
+
 def assert_same_training(made: Path, whole: Path) -> None:
     """The same data in the same order, and the same numbers but for the order in which they are added."""
     mine, theirs = rows(made), rows(whole)
@@ -97,7 +102,7 @@ def calm(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_ranks_train_as_one_process_does(untrained: Path, calm: Path) -> None:
     said = torchrun(untrained, 2, *PRETRAIN)
-    assert said.count("scoring held-out text after stage last") == 1
+    assert said.count("scoring held-out text after stage last") == said.count("waiting for 1 other process\n") == 1
     assert_same_training(untrained / RUN, calm / RUN)
     assert json.loads((untrained / RUN / "manifests/pretrain.json").read_text())["facts"]["ranks"] == 2
     newest = max((untrained / RUN / "pretrain/checkpoints").glob("step-*"))
@@ -187,6 +192,7 @@ def test_a_disk_that_is_full_for_all_ranks_is_told_once(untrained: Path, calm: P
         untrained, 2, *PRETRAIN, expect=1, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     )
     assert said.count("failed: ") == 1 and "step-00000003" in said and "File too large" in said
+    assert exit_code_left(untrained / RUN) == 1
     assert "Traceback" not in said.split("torch.distributed.elastic")[0].split("torch/distributed/elastic")[0]
     assert leftovers(untrained / RUN) == [] and not (untrained / RUN / "pretrain/checkpoints/latest").exists()
     torchrun(untrained, 2, *PRETRAIN)
@@ -200,7 +206,20 @@ def test_sigterm_to_torchrun_saves_the_step_under_way(untrained: Path, calm: Pat
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=100)
     assert process.returncode != 0 and said.count("stopped: asked to end (SIGTERM): saved a checkpoint of step") == 1
+    assert exit_code_left(untrained / RUN) == 75
     stopped = events(untrained / RUN)[-1]
     assert stopped["event"] == "stopped" and stopped["step"] == num_rows(untrained / METRICS)
     torchrun(untrained, 2, *PRETRAIN)
     assert_same_training(untrained / RUN, calm / RUN)
+    assert exit_code_left(untrained / RUN) == 0
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_before_any_training_leaves_75(world: Path) -> None:
+    story = (world / "text/000.txt").read_text()
+    (world / "text/long.txt").write_text("".join(f"{story}{number}\n" for number in range(20_000)))
+    process = start(world, 2, "run", "micro.toml")
+    wait_until((world / RUN / "inventory.json").exists, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=100)
+    assert said.count("stopped: asked to end (SIGTERM)") == 1 and exit_code_left(world / RUN) == 75
