@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fox.model import ModelConfig, Transformer
+from fox.plan import plan
 from fox.recipe import load_recipe
 
 FOX_1 = Path(__file__).parents[3] / "recipes" / "fox-1-1.6b.toml"
@@ -21,6 +22,15 @@ def test_fox_1_has_the_published_number_of_parameters() -> None:
     assert model.embed_tokens.weight.numel() == 524_288_000
     assert sum(parameter.numel() for parameter in model.layers.parameters()) == 1_140_981_760
     assert model.norm.weight.numel() == 2_048
+
+
+def test_norms_of_queries_and_keys_come_with_the_recipes_word_for_them() -> None:
+    recipe = load_recipe(FOX_1, ["model.qk_norm=true"]).recipe
+    config = ModelConfig.from_recipe(recipe.model, recipe.tokenizer.vocab_size)
+    with torch.device("meta"):
+        model = Transformer(config)
+    assert model.num_parameters() == 1_665_271_808 + 32 * 2 * 128 == plan(recipe).parameters.total
+    assert config.to_hugging_face(1, 2, None)["architectures"] == ["Qwen3ForCausalLM"]
 
 
 def test_fresh_weights_are_the_seed_alone(make_config: Callable[..., ModelConfig]) -> None:

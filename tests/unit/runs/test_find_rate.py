@@ -131,7 +131,7 @@ def test_trials_begin_with_the_model_that_the_recipe_starts_from(
     model = Transformer(config)
     model.initialise(torch.Generator().manual_seed(0))
     save_model(world / "theirs", model, tiny_tokenizer)
-    loaded = load_recipe("continue.toml", ["train.max_epochs=100"], shape_of)
+    loaded = load_recipe("continue.toml", ["train.max_epochs=100", "stage.new.tokens=2560"], shape_of)
     run = tmp_path / "run"
     trials = find_rate(loaded, run, 3, 2560, QUIET)
     recipe, shards = loaded.recipe, open_shards(Run(run, loaded), "train", tiny_tokenizer.vocab_size)

@@ -14,6 +14,7 @@ import pytest
 
 from fox.artifacts import locked
 from fox.errors import Failure, UserError
+from fox.recipe.schema import Stage
 from fox.runs.listing import (
     clean,
     compare_runs,
@@ -103,7 +104,7 @@ def test_comparing_takes_two(runs: Path) -> None:
 
 def test_cleaning_takes_old_checkpoints_and_leftovers_and_nothing_else(runs: Path) -> None:
     run = runs / "one"
-    old, before = checkpoint(run, 100), checkpoint(run, 150)
+    old, second = checkpoint(run, 100), checkpoint(run, 150)
     kept, newer = checkpoint(run, 200, latest=True), checkpoint(run, 300)
     (run / ".partial-model").mkdir()
     before = {path for path in run.rglob("*") if "checkpoints" not in str(path) and ".partial" not in str(path)}
@@ -114,7 +115,7 @@ def test_cleaning_takes_old_checkpoints_and_leftovers_and_nothing_else(runs: Pat
     assert {waste.path for waste in clean(run)} == {old, run / ".partial-model"}
     assert (
         not old.exists()
-        and before.exists()
+        and second.exists()
         and kept.exists()
         and newer.exists()
         and not (run / ".partial-model").exists()
@@ -147,7 +148,7 @@ def test_the_newest_that_the_recipe_keeps_stay(runs: Path, keep: int) -> None:
 
 def test_what_is_to_be_averaged_stays_until_it_is(runs: Path) -> None:
     stages = json.loads((runs / "one/recipe.json").read_text())["recipe"]["stage"].values()
-    steps = sum(round(stage["tokens"] / stage["batch_tokens"]) for stage in stages)
+    steps = sum(Stage.model_validate(stage).steps for stage in stages)
     for name in ("one", "half"):
         with_train(runs / name, average_checkpoints=3, checkpoint_every_steps=10, keep_checkpoints=1)
     last = (steps - 1) // 10 * 10
