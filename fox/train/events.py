@@ -1,7 +1,8 @@
 """A run's record: what happened to it besides its steps, in the order in which it did.
 
 Each checkpoint carries it as it was then; events.jsonl has all of it, and only grows. An event is on the disk before what it
-tells of is done, so that a run which is killed knows of a roll-back though its checkpoint is older than that.
+tells of is done, so that a run which is killed knows of a roll-back though its checkpoint is older than that; but a stop is on
+record once it is saved, first in its own checkpoint.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def test_sigterm_to_torchrun_saves_the_step_under_way(untrained: Path, calm: Pat
 def test_sigterm_to_torchrun_before_any_training_leaves_75(world: Path) -> None:
     story = (world / "text/000.txt").read_text()
     (world / "text/long.txt").write_text("".join(f"{story}{number}\n" for number in range(20_000)))
-    process = start(world, 2, "run", "micro.toml")
+    process = start(world, 2, "tokenizer", "micro.toml")
     wait_until((world / RUN / "inventory.json").exists, process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=100)

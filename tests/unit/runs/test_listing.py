@@ -153,11 +153,11 @@ def test_what_is_to_be_averaged_stays_until_it_is(runs: Path) -> None:
         with_train(runs / name, average_checkpoints=3, checkpoint_every_steps=10, keep_checkpoints=1)
     last = (steps - 1) // 10 * 10
     of_run = {
-        name: [checkpoint(runs / name, step, latest=step == steps) for step in (last - 20, last - 10, last, steps)]
+        name: [checkpoint(runs / name, step, step == steps) for step in (*range(last - 30, last + 1, 10), steps)]
         for name in ("one", "half")
     }
-    assert [waste.path for waste in waste_of(runs / "half")] == of_run["half"][:1], "the mean is not made yet"
-    assert [waste.path for waste in waste_of(runs / "one")] == of_run["one"][2::-1]
+    assert [waste.path for waste in waste_of(runs / "half")] == of_run["half"][:1], "beside the newest other one"
+    assert [waste.path for waste in waste_of(runs / "one")] == of_run["one"][3::-1]
 
 
 def test_one_from_before_trouble_stays_beside_those_in_it(runs: Path) -> None:
