@@ -17,10 +17,10 @@ demo: $(VENV)/demo.installed
 	$(BIN)/fox run recipes/tiny.toml
 
 test: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(VENV)/dev.installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # FOX_REAL_WEIGHTS=file and FOX_LLAMA_CPP=folder name what is there already; nothing is fetched or built then.
 test-real: $(VENV)/dev.installed $(if $(FOX_LLAMA_CPP),,$(LLAMA)/llama.installed)

@@ -175,6 +175,8 @@ def _made(
         rows, batch_tokens = _rows_and_batch(stage, wanted)
         changed |= {(*key, "tokens"): _whole_steps(stage.tokens * scale, batch_tokens)}
         changed |= {(*key, "rows"): rows, (*key, "batch_tokens"): batch_tokens}
+        ramp = _ramp(stage, scale, rows * stage.row_length, batch_tokens)
+        changed |= {(*key, "batch_ramp", name): value for name, value in ramp.items()}
     notes = []
     if base.model.start_from is not None:
         learning_rate = base.optimizer.peak_learning_rate
@@ -240,8 +242,6 @@ def with_values(recipe: Recipe, values: Mapping[KeyPath, Any]) -> Recipe:
         for part in key[:-1]:
             table = table[part]
         table[key[-1]] = value
-    for stage in [*page["stage"].values(), *([page["tune"]] if page["tune"] else [])]:
-        stage["batch_ramp"] = None  # it is in tokens of the base's steps
     return Recipe.model_validate(page)
 
 
@@ -311,11 +311,21 @@ def _total_rate(recipe: Recipe, rates: Mapping[str, float]) -> float:
 
 
 def _rows_and_batch(stage: Stage, wanted: float) -> tuple[int, int]:
-    """Rows of a pass, at most as many as the base has, and the tokens of a whole number of such passes near `wanted`."""
+    """Rows of a pass, at most as many as the base has, and the tokens of a whole number of such passes near `wanted`; at
+    least two, where a step grows from fewer."""
+    fewest = 2 if stage.batch_ramp else 1
     all_rows = max(1, round(wanted / stage.row_length))
-    if all_rows >= stage.rows:
-        return stage.rows, max(1, round(all_rows / stage.rows)) * stage.rows * stage.row_length
-    return all_rows, all_rows * stage.row_length
+    rows = min(stage.rows, max(1, all_rows // fewest))
+    return rows, max(fewest, round(all_rows / rows)) * rows * stage.row_length
+
+
+def _ramp(stage: Stage, scale: float, pass_tokens: int, batch_tokens: int) -> dict[str, int]:
+    """The base's ramp from the same share of a step, over the same share of the stage."""
+    if stage.batch_ramp is None:
+        return {}
+    passes = round(stage.batch_ramp.start / stage.batch_tokens * batch_tokens / pass_tokens)
+    start = min(max(1, passes) * pass_tokens, batch_tokens - pass_tokens)
+    return {"start": start, "tokens": max(1, int(stage.batch_ramp.tokens * scale))}
 
 
 def _whole_steps(tokens: float, batch_tokens: int) -> int:

@@ -75,6 +75,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(
         terminal.process.send_signal(signal.SIGINT)
         place = terminal.wait_for("(stopped)", place)
         place = terminal.wait_for("> ", place)
+        time.sleep(0.5)  # CPython's prompt is printed a moment before its wait can be interrupted
         terminal.process.send_signal(signal.SIGINT)  # at the prompt, it does not end the program either
         place = terminal.wait_for("(Ctrl-D ends)", place)
         terminal.wait_for("> ", place)

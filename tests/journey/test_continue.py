@@ -92,6 +92,7 @@ def test_what_came_with_the_model_is_in_the_new_one(world: Path, tiny_tokenizer:
     assert ours.tokenizer.config["chat_template"] == theirs.tokenizer.config["chat_template"]
 
 
+@pytest.mark.slow
 def test_before_and_after_are_measured_on_both_sources(world: Path) -> None:
     scores = results(world)["bits_per_byte"]
     assert list(scores) == ["start", "base"]
@@ -131,6 +132,7 @@ def test_the_card_tells_the_base_model_and_its_licence(world: Path) -> None:
     assert "as its files state: mit" in card
 
 
+@pytest.mark.slow
 def test_a_gguf_file_and_a_run_are_started_from_too(world: Path, tmp_path: Path) -> None:
     export_gguf(open_model(world / "theirs"), tmp_path / "theirs.gguf", "q8_0", {}, lambda _: None)
     quick = ["-o", "stage.new.tokens=512", "-o", "schedule.warmup_tokens=0", "-o", "schedule.decay_tokens=256"]

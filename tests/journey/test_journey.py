@@ -72,6 +72,7 @@ def test_a_run_that_is_done_is_not_done_again(copied: Path) -> None:
     assert essence(copied / "runs/micro") == before
 
 
+@pytest.mark.slow
 def test_redo_does_a_step_and_what_follows_again_and_comes_to_the_same(copied: Path) -> None:
     before = essence(copied / "runs/micro")
     _, told = fox(copied, "run", "micro.toml", "--redo", "tune")
@@ -220,6 +221,7 @@ def test_steps_in_the_wrong_order_say_which_comes_first(world: Path) -> None:
     assert not (world / "runs/micro/manifests").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_and_goes_on_to_the_same_end(untrained: Path) -> None:
     long = ("pretrain", "micro.toml", "-o", "stage.last.tokens=51200")  # so that a signal that is late meets it still
     whole = shutil.copytree(untrained, untrained.with_name("whole"))

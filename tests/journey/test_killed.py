@@ -58,6 +58,7 @@ def test_killed_again_and_again_while_it_writes_checkpoints(untrained: Path, fin
     assert leftovers(untrained / RUN) == []
 
 
+@pytest.mark.slow
 def test_killed_while_it_scores_held_out_text_after_a_stage(untrained: Path, finished: Path) -> None:
     for step in (10, STEPS):
         reached = scores_held_out_text(untrained, step)
@@ -101,6 +102,7 @@ def test_sigterm_where_nothing_is_trained_ends_with_75_and_leaves_nothing_half_m
     assert not (run / f"manifests/{step}.json").exists() and leftovers(run) == []
 
 
+@pytest.mark.slow
 def test_killed_while_it_tunes(untuned: Path, finished: Path) -> None:
     code, _ = kill_when(rows_reach(untuned, 4, "tune"), untuned, "tune", "micro.toml")
     assert code == -9
@@ -121,6 +123,7 @@ def test_the_comparison_notices_tensors_of_another_step(untrained: Path, finishe
     assert trained(untrained / RUN)["pretrain"] != trained(finished / RUN)["pretrain"]
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_ends_it_and_the_mend_works(untrained: Path, finished: Path) -> None:
     kill_when(rows_reach(untrained, 11), untrained, *PRETRAIN)
     older, newest = sorted((untrained / RUN / "pretrain/checkpoints").glob("step-*"))
@@ -135,6 +138,7 @@ def test_a_damaged_checkpoint_ends_it_and_the_mend_works(untrained: Path, finish
     assert trained(untrained / RUN) == trained(finished / RUN)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_no_other_recipe(untrained: Path, finished: Path) -> None:
     kill_when(rows_reach(untrained, 8), untrained, *PRETRAIN)
     _, told = fox(untrained, *PRETRAIN, "-o", "optimizer.peak_learning_rate=0.02", expect=2)
@@ -153,6 +157,7 @@ def test_a_stopped_run_goes_on_with_no_other_recipe(untrained: Path, finished: P
     assert '"values": {"train.checkpoint_every_steps": [3, 5], "train.keep_checkpoints": [2, 1]}' in changed
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_ends_it_cleanly(untrained: Path, finished: Path) -> None:
     limit = 200_000  # the weights have 130,048 bytes, the optimiser's tensors twice that, all in one file
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

@@ -100,6 +100,7 @@ def calm(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_ranks_train_as_one_process_does(untrained: Path, calm: Path) -> None:
     said = torchrun(untrained, 2, *PRETRAIN)
     assert said.count("scoring held-out text after stage last") == said.count("waiting for 1 other process\n") == 1

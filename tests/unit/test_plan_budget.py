@@ -118,6 +118,19 @@ def test_the_changes_make_the_same_recipe_of_the_base() -> None:
     assert load_recipe(RECIPES / "small-cpu.toml", overrides).recipe == made.recipe
 
 
+@pytest.mark.parametrize("budget", ["10m", "2h", "3d"])
+def test_a_ramp_of_the_steps_keeps_its_shares(budget: str) -> None:
+    words = ["stage.longer.batch_tokens=64e3", "stage.longer.batch_ramp={start=32e3, tokens=2e6}"]
+    base = load_recipe(
+        RECIPES / "small-cpu.toml", [*words, "stage.longer.chunk_length=1000", "stage.longer.rows=8"]
+    ).recipe
+    before, stage = base.stage["longer"], proposed(budget, base).recipe.stage["longer"]
+    assert before.batch_ramp and stage.batch_ramp
+    one_pass = stage.rows * stage.row_length
+    assert abs(stage.batch_ramp.start - stage.batch_tokens / 2) <= one_pass / 2
+    assert stage.batch_ramp.tokens / stage.tokens == pytest.approx(before.batch_ramp.tokens / before.tokens, rel=0.05)
+
+
 def test_too_little_text_is_told() -> None:
     tokens = {"wikipedia": 12_900_000, "books": 7_600_000, "dialogues": 4_000_000, "instructions": 4_000_000}
     made = proposed("8h", train_tokens=tokens)

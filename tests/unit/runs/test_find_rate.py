@@ -143,6 +143,7 @@ def test_trials_begin_with_the_model_that_the_recipe_starts_from(
     assert [one.first_loss for one in trials] == pytest.approx([summed / batch.num_targets] * len(trials), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_in_a_trial_goes_on_within_it(tmp_path: Path) -> None:
     """The second rate is killed between two of its checkpoints, and its curve is that of a search that nobody disturbed."""
     world = write_world(tmp_path / "world")

@@ -21,11 +21,11 @@ def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 model = torch.nn.Sequential(*[torch.nn.Linear(256, 256) for _ in range(3)])
 rows = torch.randn(1 << 15, 256)
-for turn in range(8):
-    if turn == 4:
+for turn in range(4):
+    if turn == 2:
         before = faults()
     model(rows).square().mean().backward()
-print((faults() - before) // 4)
+print((faults() - before) // 2)
 """
 
 

@@ -20,6 +20,7 @@ from fox.recipe import Recipe
 from fox.train.checkpoint import Checkpoints
 from fox.train.loop import Outcome
 from fox.train.stages import new_model, pretrain, total_tokens, tune
+from tests.unit.train.stops import slowly
 
 Scores = list[tuple[str, str]]
 
@@ -129,7 +130,9 @@ def test_the_passes_of_a_step_add_up_to_the_step(run: Callable[..., Any], tmp_pa
 
 
 # Checkpoints are at 3, 6, 9, 10 (a stage's end), 12, 15, 16 (again) and 18: before, at and after each.
-@pytest.mark.parametrize("stops", [[1], [3], [4], [9], [10], [11], [15], [16], [17], [19], [2, 5, 10, 10, 12, 20]])
+@pytest.mark.parametrize(
+    "stops", [[10], [2, 5, 10, 10, 12, 20], *map(slowly, ([1], [3], [4], [9], [11], [15], [16], [17], [19]))]
+)
 def test_a_stopped_run_goes_on_bit_for_bit(run: Callable[..., Any], tmp_path: Path, stops: list[int]) -> None:
     never_stopped, outcome = run("whole")
     tokens = [row["tokens"] for row in rows_of(tmp_path / "whole")]
