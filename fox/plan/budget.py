@@ -21,7 +21,8 @@ from fox.errors import RecipeError, UserError
 from fox.plan.size import attention_flops_per_position, count_parameters, head_dim, matrix_flops, mean_chunk_length
 from fox.recipe.contradictions import contradictions
 from fox.recipe.keys import KeyPath
-from fox.recipe.schema import Model, Recipe, Schedule, Stage
+from fox.recipe.schema import Model, Recipe, Schedule
+from fox.recipe.stage import Stage
 
 _E, _A, _B, _ALPHA, _BETA = 1.8172, 482.01, 2085.43, 0.3478, 0.3658
 CHINCHILLA_PARAMETERS = (44e6, 16e9)

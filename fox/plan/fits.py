@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from fox.errors import Problem
 from fox.plan.memory import StageMemory, stage_memory
 from fox.plan.size import count_parameters
-from fox.recipe.schema import Recipe, Stage, Tune
+from fox.recipe.schema import Recipe, Tune
+from fox.recipe.stage import Stage
 
 PROCESS_BYTES = 600_000_000
 """Of a process that has imported torch and done a product."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from fox.plan.gpus import Gpu
 from fox.plan.size import Parameters, head_dim
-from fox.recipe.schema import Model, Optimizer, Stage, Train
+from fox.recipe.schema import Model, Optimizer, Train
+from fox.recipe.stage import Stage
 
 STATE_BYTES_PER_PARAMETER = 16
 """Four float32 numbers: the weight, its gradient, AdamW's two moments. ZeRO's paper arrives at 16 as well (section 3.1)

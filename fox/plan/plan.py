@@ -19,7 +19,8 @@ from fox.plan.size import (
     matrix_flops,
     mean_chunk_length,
 )
-from fox.recipe.schema import Model, Recipe, Schedule, Stage, Tune
+from fox.recipe.schema import Model, Recipe, Schedule, Tune
+from fox.recipe.stage import Stage
 
 ASSUMED_MFU = 0.40
 """The share of a GPU's peak that training uses, where nothing was measured. MosaicML's llm-foundry published 40.9 % for

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from fox.errors import Problem
 from fox.plan.gpus import GPUS, Gpu
 from fox.plan.memory import StageMemory, usable_bytes
-from fox.recipe.schema import Stage
+from fox.recipe.stage import Stage
 
 MemoryOf = Callable[[Stage, int, int], StageMemory]
 """The memory of one device, from a stage, the number of devices and the rows of a pass."""

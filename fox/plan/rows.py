@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from fox.plan.fits import PROCESS_BYTES, step_memory
-from fox.recipe.schema import Recipe, Stage
+from fox.recipe.schema import Recipe
+from fox.recipe.stage import Stage
 
 FILLED_FRACTION = 0.8
 """Of what is free at the start: the estimate may be off, and other programs may grow."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fox.recipe.schema import Model, Stage
+from fox.recipe.schema import Model
+from fox.recipe.stage import Stage
 
 
 @dataclass(frozen=True)

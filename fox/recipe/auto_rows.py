@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fox.recipe.keys import KeyPath
-from fox.recipe.schema import Stage
+from fox.recipe.stage import Stage
 
 AUTO = "auto"
 

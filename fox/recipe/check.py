@@ -13,7 +13,8 @@ from fox.errors import Problem
 from fox.recipe.contradictions import contradictions
 from fox.recipe.keys import KeyPath, dotted, key_path
 from fox.recipe.migrate import new_name
-from fox.recipe.schema import VERSION, Recipe, Section, documentation, is_section, plain, type_at
+from fox.recipe.schema import VERSION, Recipe, documentation, type_at
+from fox.recipe.section import Section, is_section, plain
 
 
 def check(page: dict[str, Any], place_of: Callable[[KeyPath], str]) -> tuple[Recipe | None, list[Problem]]:

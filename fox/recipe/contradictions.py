@@ -12,7 +12,9 @@ from typing import TypeVar
 
 from fox.errors import Problem
 from fox.recipe.keys import KeyPath, dotted
-from fox.recipe.schema import Hole, Optimizer, Recipe, Schedule, Section, Stage
+from fox.recipe.schema import Optimizer, Recipe, Schedule
+from fox.recipe.section import Hole, Section
+from fox.recipe.stage import Stage
 
 KINDS = ("text", "chat")
 MODELS = ("start", "base", "tuned")

@@ -11,7 +11,8 @@ from typing import Any
 import annotated_types
 from pydantic.fields import FieldInfo
 
-from fox.recipe.schema import LARGEST, Recipe, Section, is_section, plain
+from fox.recipe.schema import Recipe
+from fox.recipe.section import LARGEST, Section, is_section, plain
 
 COMMAND = "python -m fox.recipe.reference > docs/recipe-reference.md"
 

@@ -2,84 +2,17 @@
 
 from __future__ import annotations
 
-import math
-import re
 import typing
-from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from fox.recipe.keys import KeyPath
-
-LARGEST = 2**63 - 1
-"""TOML's whole numbers have 64 bits."""
+from fox.recipe.section import LARGEST, Fraction, Positive, Section, Whole, WholeOrZero, is_section, plain, whole
+from fox.recipe.stage import Stage
 
 VERSION = 2
 """Of what recipes may say, today. Older pages are read, too (fox/recipe/migrate.py)."""
-
-
-def _whole(value: Any) -> Any:
-    """Let `2e6` stand where a whole number is meant: TOML reads it as a float."""
-    return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
-
-
-def _chunk_length(value: Any) -> Any:
-    if not isinstance(value, dict) or _is_by_length(value):
-        return _one_chunk_length(value)
-    if not value:
-        raise ValueError(_CHUNK_LENGTH)
-    return {key: _one_chunk_length(of_key) for key, of_key in value.items()}
-
-
-def _one_chunk_length(value: Any) -> Any:
-    """A length, or shares of tokens by length; lengths stay text, as TOML's keys are."""
-    if isinstance(value, dict):
-        lengths = [int(key) for key in value] if _is_by_length(value) else []
-        shares = [share for share in value.values() if type(share) in (int, float) and 0 < share < math.inf]
-        if (
-            lengths
-            and len(shares) == len(set(lengths)) == len(value)
-            and all(0 < length <= LARGEST for length in lengths)
-        ):
-            return {str(length): float(share) for length, share in zip(lengths, shares, strict=True)}
-    elif type(length := _whole(value)) is int and 0 < length <= LARGEST:
-        return length
-    raise ValueError(_CHUNK_LENGTH)
-
-
-def _is_by_length(table: dict[str, Any]) -> bool:
-    return bool(table) and all(re.fullmatch("[0-9]{1,19}", key) for key in table)
-
-
-_CHUNK_LENGTH = (
-    "must be a whole number above 0, or a table of such by source or kind: { text = 512, chat = 256 }, "
-    "or shares of tokens by length: { 128 = 0.3, 256 = 0.7 }"
-)
-
-ByLength = dict[str, float]
-"""Shares of tokens by chunk length."""
-Whole = Annotated[int, BeforeValidator(_whole), Field(gt=0, le=LARGEST)]
-WholeOrZero = Annotated[int, BeforeValidator(_whole), Field(ge=0, le=LARGEST)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-class Hole(Exception):  # noqa: N818 (it never reaches a reader)
-    """A value was asked for that is missing or faulty in the recipe. Only half-read recipes have holes."""
-
-
-class Section(BaseModel):
-    """A table of a recipe: unknown keys are errors, and nothing changes after it was read."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    if not TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any:
-            raise (Hole if name in type(self).model_fields else AttributeError)(name)
 
 
 class Source(Section):
@@ -111,7 +44,7 @@ class Data(Section):
 class Tokenizer(Section):
     """The byte-level BPE vocabulary."""
 
-    vocab_size: Annotated[int, BeforeValidator(_whole), Field(ge=300, le=LARGEST)]
+    vocab_size: Annotated[int, BeforeValidator(whole), Field(ge=300, le=LARGEST)]
     """Entries in all, special tokens and the 256 bytes included."""
     sample_bytes: Whole = 100_000_000
     """How much training text to learn the merges from; more than this is sampled by document."""
@@ -191,92 +124,6 @@ class Schedule(Section):
     """The share of the peak that is left at the end."""
 
 
-class BatchRamp(Section):
-    """Steps that grow in a straight line with the tokens that the stage has seen, rounded to what divides first and last step."""
-
-    start: Whole
-    """Tokens of the stage's first step: whole passes, as of batch_tokens."""
-    tokens: Whole
-    """How many tokens of the stage it takes to reach batch_tokens."""
-
-
-class Stage(Section):
-    """One stage of the curriculum."""
-
-    tokens: Whole
-    """How many tokens it trains on; rounded to whole steps."""
-    chunk_length: Annotated[int | dict[str, int | float | ByLength], BeforeValidator(_chunk_length)]
-    """Tokens that see each other, at most; one number, one for each source or kind, or shares of tokens by length: `{ 128 = 0.3, 256 = 0.7 }`."""
-    rows: Whole
-    """Rows, each of the longest chunk, in one forward and backward pass on one device; or `"auto"`: as many as fit the free memory, and are worth it."""
-    batch_tokens: Whole
-    """Tokens a step of the optimiser."""
-    batch_ramp: BatchRamp | None = None
-    """Begin the stage with smaller steps, which grow to batch_tokens: `{ start = 65536, tokens = 1e9 }`."""
-    mix: Annotated[dict[str, Positive], Field(min_length=1)]
-    """Relative weights of sources, or of kinds: `text` stands for all text sources that the table does not name."""
-    mix_follows: Literal["odm"] | None = None
-    """Let the mixture follow the measured loss of each source: Online Data Mixing (arXiv 2312.02406), from `mix` on. Off unless it is named."""
-    mix_every_steps: Whole = 20
-    """How many steps lie between two changes of a mixture that follows the loss."""
-
-    def lengths_of(self, mix_key: str) -> dict[int, float]:
-        """The chunk lengths of a key of the mix, each with its share of the tokens; the shares sum to 1."""
-        of_key: Any = self.chunk_length
-        if isinstance(of_key, dict) and not _is_by_length(of_key):
-            of_key = of_key[mix_key]
-        if isinstance(of_key, int):
-            return {of_key: 1.0}
-        total = sum(of_key.values())
-        return {int(length): share / total for length, share in of_key.items()}
-
-    @property
-    def chunk_length_by_key(self) -> dict[str, Any] | None:
-        """The chunk length of each source or kind, where each has its own."""
-        table = self.chunk_length
-        return table if isinstance(table, dict) and not _is_by_length(table) else None
-
-    @property
-    def row_length(self) -> int:
-        """Tokens in a row: the longest chunk. Shorter chunks share a row and do not see each other."""
-        keys = self.chunk_length_by_key or [""]
-        return max(length for key in keys for length in self.lengths_of(key))
-
-    @property
-    def steps(self) -> int:
-        in_ramp = len(self._ramp)
-        return max(1, in_ramp + round((self.tokens - sum(self._ramp)) / self.batch_tokens))
-
-    @property
-    def total_tokens(self) -> int:
-        """Of all its steps together: `tokens`, rounded to whole steps."""
-        return self.tokens_before(self.steps)
-
-    def batch_tokens_of(self, step: int) -> int:
-        """Tokens of the stage's `step` (from 0)."""
-        return self._ramp[step] if step < len(self._ramp) else self.batch_tokens
-
-    def tokens_before(self, step: int) -> int:
-        """Tokens of the stage's steps before `step` (from 0)."""
-        return sum(self._ramp[:step]) + max(0, step - len(self._ramp)) * self.batch_tokens
-
-    def steps_within(self, tokens: int) -> int:
-        """How many of the stage's first steps begin before so many of its tokens are seen."""
-        seen = steps = 0
-        for batch_tokens in self._ramp:
-            if seen >= tokens:
-                return steps
-            seen, steps = seen + batch_tokens, steps + 1
-        return steps + max(0, -(-(tokens - seen) // self.batch_tokens))
-
-    @property
-    def _ramp(self) -> tuple[int, ...]:
-        """The tokens of each step of the ramp."""
-        if self.batch_ramp is None:
-            return ()
-        return _steps_of_ramp(self.batch_ramp.start, self.batch_ramp.tokens, self.batch_tokens, self.tokens)
-
-
 class Train(Section):
     """How training runs, whatever is trained."""
 
@@ -342,7 +189,7 @@ class Eval(Section):
 
     heldout_tokens: Whole = 100_000
     """At most so many held-out tokens of each source are scored."""
-    prompts: list[str] = ["Hello! How are you today?", "What do you like to do?"]
+    prompts: list[str] = Field(default=["Hello! How are you today?", "What do you like to do?"])
     """Opening lines of the sample chats in the report."""
     reply_chats: Whole = 20
     """How many held-out chats the tuned model answers, to count whole replies and known words."""
@@ -384,18 +231,6 @@ class Recipe(Section):
         return [name for name, source in self.source.items() if source.kind == mix_key and name not in mix]
 
 
-@lru_cache(maxsize=64)
-def _steps_of_ramp(start: int, ramp_tokens: int, batch_tokens: int, most: int) -> tuple[int, ...]:
-    unit = math.gcd(start, batch_tokens)  # so that as many devices as share the first and the last step share all
-    steps: list[int] = []
-    seen = 0
-    while seen < min(ramp_tokens, most):
-        wanted = start + (batch_tokens - start) * seen / ramp_tokens
-        steps.append(round(wanted / unit) * unit)
-        seen += steps[-1]
-    return tuple(steps)
-
-
 def without_descriptions(page: dict[str, Any]) -> dict[str, Any]:
     """A recipe's values but for licences and addresses: these tell about a run, and change nothing that it makes."""
     sources = page.get("source")
@@ -427,17 +262,3 @@ def documentation(key: KeyPath) -> str:
     section = type_at(key[:-1])
     field = section.model_fields.get(key[-1]) if is_section(section) else None
     return (field.description or "") if field else ""
-
-
-def is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Section)
-
-
-def plain(annotation: Any) -> Any:
-    """A type without Annotated, and without the `| None` of an optional key."""
-    while hasattr(annotation, "__metadata__"):
-        annotation = annotation.__origin__
-    options = [option for option in typing.get_args(annotation) if option is not type(None)]
-    if type(None) in typing.get_args(annotation) and len(options) == 1:
-        return plain(options[0])
-    return annotation

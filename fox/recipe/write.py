@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fox.recipe.keys import KeyPath, dotted
-from fox.recipe.schema import is_section, type_at
+from fox.recipe.schema import type_at
+from fox.recipe.section import is_section
 
 _NOT_IN_TOML = re.compile(
     "[\x7f\ud800-\udfff]"

@@ -21,7 +21,7 @@ from fox.plan.memory import usable_bytes
 from fox.plan.rows import fitted_rows
 from fox.plan.starter import starter_recipe
 from fox.recipe import LoadedRecipe, Recipe
-from fox.recipe.schema import Stage
+from fox.recipe.stage import Stage
 from fox.recipe.write import toml_page
 from fox.report.run_files import Facts, Manifest
 from fox.runs.rows import fit_rows, stages_of

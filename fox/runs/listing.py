@@ -18,7 +18,8 @@ import numpy as np
 
 from fox.artifacts import PARTIAL, REPLACED, locked, remove_at_once, write_atomically
 from fox.errors import Failure, UserError
-from fox.recipe.schema import Stage, Train
+from fox.recipe.schema import Train
+from fox.recipe.stage import Stage
 from fox.report.run_files import STEPS, Metrics, RunFiles, read_run
 from fox.train.events import read_events
 

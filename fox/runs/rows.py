@@ -16,7 +16,8 @@ from fox.errors import UserError
 from fox.plan.rows import fitted_rows, possible_rows
 from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.keys import dotted
-from fox.recipe.schema import MAY_CHANGE, Stage, Tune
+from fox.recipe.schema import MAY_CHANGE, Tune
+from fox.recipe.stage import Stage
 from fox.runs.folder import STEPS
 
 _FILE = "rows.json"

@@ -16,7 +16,8 @@ from fox.errors import RecipeError, UserError
 from fox.formats.token_shards import Shard
 from fox.progress import Meter, meter
 from fox.recipe import Recipe
-from fox.recipe.schema import MAY_CHANGE, Stage
+from fox.recipe.schema import MAY_CHANGE
+from fox.recipe.stage import Stage
 from fox.recipe.write import toml_page
 from fox.runs.folder import Run, flat, sections
 from fox.tokenizer import Tokenizer

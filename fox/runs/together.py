@@ -18,7 +18,7 @@ from rich.console import Console
 
 from fox.errors import Failure, FoxError, Stopped, UserError, shorten
 from fox.recipe import LoadedRecipe, Recipe
-from fox.recipe.schema import Stage
+from fox.recipe.stage import Stage
 from fox.runs import pipeline
 from fox.runs.folder import Run
 from fox.runs.outcome import outcome_written, write_outcome

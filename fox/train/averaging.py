@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fox.errors import Failure
 from fox.model import Transformer
-from fox.recipe.schema import Stage, Train
+from fox.recipe.schema import Train
+from fox.recipe.stage import Stage
 from fox.train.checkpoint import name_of, read_weights
 
 

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fox.errors import UserError
-from fox.recipe.schema import Recipe, Stage, Tune
+from fox.recipe.schema import Recipe, Tune
+from fox.recipe.stage import Stage
 from fox.train.shuffle import key_of, random_numbers
 
 Event = Mapping[str, Any]

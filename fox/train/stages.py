@@ -13,7 +13,8 @@ from fox.formats.token_shards import Shard
 from fox.model import ModelConfig, Transformer
 from fox.progress import Meter
 from fox.recipe import Recipe
-from fox.recipe.schema import MAY_CHANGE, Stage, Tune
+from fox.recipe.schema import MAY_CHANGE, Tune
+from fox.recipe.stage import Stage
 from fox.train.averaging import averaged_steps
 from fox.train.checkpoint import Identity
 from fox.train.curriculum import StageOrder, curriculum

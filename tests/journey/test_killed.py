@@ -46,6 +46,7 @@ def test_killed_again_and_again_at_steps_of_every_stage(untrained: Path, finishe
     assert manifest["seconds"] == round(json.loads(rows[-1])["seconds"], 1)  # of all three processes
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_while_it_writes_checkpoints(untrained: Path, finished: Path) -> None:
     halves = kills = 0
     while not halves and kills < 4:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from fox.recipe.reference import COMMAND, reference_markdown
-from fox.recipe.schema import Recipe, Section, is_section, type_at
+from fox.recipe.schema import Recipe, type_at
+from fox.recipe.section import Section, is_section
 
 ROOT = Path(__file__).parents[2]
 

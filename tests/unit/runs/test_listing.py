@@ -14,7 +14,7 @@ import pytest
 
 from fox.artifacts import locked
 from fox.errors import Failure, UserError
-from fox.recipe.schema import Stage
+from fox.recipe.stage import Stage
 from fox.runs.listing import (
     clean,
     compare_runs,
