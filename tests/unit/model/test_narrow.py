@@ -96,6 +96,7 @@ def test_blocks_made_twice_give_the_same_gradients(model: Transformer, weights: 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch is about to drop
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # it looks at every input's gradient
 @pytest.mark.parametrize("weights", ["float32", "bf16"])
 def test_blocks_made_twice_give_the_same_gradients_compiled(model: Transformer, weights: str) -> None:
     model = narrowed(model)[weights != "bf16"]
