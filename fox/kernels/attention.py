@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Up to this many tokens a row, on a processor, matrix products with all scores held beat torch's fused attention, whose backward
+from fox.kernels.native.attention import attend_in_documents
+
+# Where there is no kernel of our own (fox/kernels/native): up to this many tokens a row, on a processor, matrix products with all scores held beat torch's fused attention, whose backward
 # pass is slow there: a whole training step of 16 layers of 512 at 1,024 tokens takes nine tenths of the time, one of 6 layers of
 # 384 at 512 tokens as well (LOG.md). The scores grow with the square of the row, so longer rows are the fused one's.
 _MOST_TOKENS_BY_PRODUCTS = 1024
@@ -22,9 +24,12 @@ _FEWEST_QUERIES = 128
 def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1TS: Tensor | None) -> Tensor:
     """Mix the values that each new token may see: those that the mask allows, or without one all up to itself (then T = S).
 
-    The mask is True where a token may look, or 0 there and -inf elsewhere, in the type of the queries (see `additive`).
+    The mask is True where a token may look, or 0 there and -inf elsewhere, in the type of the queries (see `additive`). Or it is
+    (B, T) whole numbers: the first token that each may see, which is for our own kernel and for queries that it takes.
     Returns (B, N, T, H). `attend_plainly` is its twin.
     """
+    if mask_B1TS is not None and mask_B1TS.dtype == torch.int32:
+        return attend_in_documents(q_BNTH, k_BKSH, v_BKSH, mask_B1TS)
     short = q_BNTH.shape[2] == k_BKSH.shape[2] <= _MOST_TOKENS_BY_PRODUCTS
     if short and q_BNTH.device.type == "cpu":
         if mask_B1TS is None and torch.is_grad_enabled() and q_BNTH.requires_grad:
@@ -45,8 +50,11 @@ def attend_plainly(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1TS: Te
     new_tokens = q_BNTH.shape[2]
     q_BKGTH = q_BNTH.view(num_rows, num_kv_heads, -1, new_tokens, head_dim)
     score_BKGTS = torch.einsum("bkgth,bksh->bkgts", q_BKGTH, k_BKSH) * head_dim**-0.5
+    causal_11TS = causal_mask(new_tokens, k_BKSH.shape[2], q_BNTH.device)
     if mask_B1TS is None:
-        mask_B1TS = causal_mask(new_tokens, k_BKSH.shape[2], q_BNTH.device)
+        mask_B1TS = causal_11TS
+    elif mask_B1TS.dtype == torch.int32:
+        mask_B1TS = causal_11TS & (torch.arange(new_tokens) >= mask_B1TS[:, None, :, None])
     if mask_B1TS.dtype == torch.bool:
         score_BKGTS = score_BKGTS.masked_fill(~mask_B1TS[:, :, None], -torch.inf)
     else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fox.kernels.attention import additive, causal_mask
+from fox.kernels.native.attention import can_attend
 from fox.model.attention import Attention, LayerCache, document_mask, places_in_segments
 from fox.model.config import ModelConfig
 from fox.model.narrow import Linear, embed, linear
@@ -92,14 +93,18 @@ class Transformer(nn.Module):
         assert segment_BT is None or cache is None
         new_tokens = tokens_BT.shape[1]
         seen_tokens = cache.num_tokens if cache else 0
-        mask_B1TS = None
+        place_BT = torch.arange(seen_tokens, seen_tokens + new_tokens, device=tokens_BT.device)[None]
         if segment_BT is not None:
             place_BT = places_in_segments(segment_BT)
+        if cache is None and can_attend(tokens_BT.device, self._product_type(), self.config.head_dim):
+            begins_BT = torch.arange(new_tokens) - place_BT
+            mask_B1TS = begins_BT.int().expand(len(tokens_BT), -1).contiguous()
+        elif segment_BT is not None:
             mask_B1TS = additive(document_mask(segment_BT), self._product_type())
+        elif seen_tokens:
+            mask_B1TS = causal_mask(new_tokens, seen_tokens + new_tokens, tokens_BT.device)
         else:
-            place_BT = torch.arange(seen_tokens, seen_tokens + new_tokens, device=tokens_BT.device)[None]
-            if seen_tokens:
-                mask_B1TS = causal_mask(new_tokens, seen_tokens + new_tokens, tokens_BT.device)
+            mask_B1TS = None
         turn = rotary_turn(place_BT, self.config)
         x_BTD = embed(tokens_BT, self.embed_tokens.weight, self.norm.weight.dtype)
         for number, block in enumerate(self.layers):

@@ -247,7 +247,7 @@ def _attention_note(plan: Plan) -> str:
     if plan.gpu:
         return "with fused attention."
     return (
-        f"and, as on a CPU, for rows up to {MOST_TOKENS_BY_PRODUCTS:,} tokens the attention's weights: "
+        f"and, on a CPU for which Fox has no attention of its own, for rows up to {MOST_TOKENS_BY_PRODUCTS:,} tokens the attention's weights: "
         f"{plan.element_bytes} x heads x row length x row length bytes x layers x rows; with fused attention beyond."
     )
 

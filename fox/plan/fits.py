@@ -15,17 +15,23 @@ PROCESS_BYTES = 600_000_000
 
 
 def too_little_memory(
-    recipe: Recipe, key: str, stage: Stage, vocab_size: int, free_bytes: int, bf16_products: bool
+    recipe: Recipe,
+    key: str,
+    stage: Stage,
+    vocab_size: int,
+    free_bytes: int,
+    bf16_products: bool,
+    keeps_weights: bool = True,
 ) -> Iterator[Problem]:
     """A Problem where a step of `stage` (at `key`) takes more than `free_bytes` of one processor's memory, by estimate.
 
-    `bf16_products`: whether that processor would multiply in bf16 if it may choose.
+    `bf16_products`: whether that processor would multiply in bf16 if it may choose. `keeps_weights`: see `stage_memory`.
     """
-    needed = PROCESS_BYTES + step_memory(recipe, stage, vocab_size, bf16_products).total
+    needed = PROCESS_BYTES + step_memory(recipe, stage, vocab_size, bf16_products, 1, keeps_weights).total
     if needed <= free_bytes:
         return
     for overrides, other in _smaller(recipe, key, stage):
-        total = PROCESS_BYTES + step_memory(*other, vocab_size, bf16_products).total
+        total = PROCESS_BYTES + step_memory(*other, vocab_size, bf16_products, 1, keeps_weights).total
         if total <= free_bytes:
             mend = f"Try {' '.join(f'-o {one}' for one in overrides)} ({_gb(total)})."
             break
@@ -36,7 +42,7 @@ def too_little_memory(
 
 
 def step_memory(
-    recipe: Recipe, stage: Stage, vocab_size: int, bf16_products: bool, devices: int = 1, on_cpu: bool = True
+    recipe: Recipe, stage: Stage, vocab_size: int, bf16_products: bool, devices: int = 1, keeps_weights: bool = True
 ) -> StageMemory:
     """What a step of `stage` holds, on each of `devices` that multiply in bf16 where they may, if `bf16_products`."""
     wants_bf16 = recipe.train.precision == "bf16" or (recipe.train.precision != "float32" and bf16_products)
@@ -44,7 +50,16 @@ def step_memory(
     parameters = count_parameters(recipe.model, vocab_size)
     element_bytes = 2 if wants_bf16 else 4
     return stage_memory(
-        recipe.model, parameters, vocab_size, stage, devices, stage.rows, element_bytes, on_cpu, optimizer, recipe.train
+        recipe.model,
+        parameters,
+        vocab_size,
+        stage,
+        devices,
+        stage.rows,
+        element_bytes,
+        keeps_weights,
+        optimizer,
+        recipe.train,
     )
 
 

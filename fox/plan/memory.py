@@ -44,7 +44,8 @@ HEAD_GRADIENT_BYTES = 8
 """A parameter of the head, inside the loss: its float32 gradient, and that once more as it is scaled on its way out."""
 
 MOST_TOKENS_BY_PRODUCTS = 1024
-"""On a CPU, attention over rows up to here keeps its weights (fox/kernels/attention.py; a test holds them equal)."""
+"""On a CPU for which Fox has no kernel of its own, attention over rows up to here keeps its weights (fox/kernels/attention.py; a
+test holds them equal)."""
 
 USABLE_FRACTION = 0.9
 """Assumed: the rest goes to the CUDA context, communication buffers and fragmentation."""
@@ -90,16 +91,19 @@ def stage_memory(
     devices: int,
     rows: int,
     element_bytes: int,
-    on_cpu: bool,
+    keeps_weights: bool,
     optimizer: Optimizer,
     train: Train,
 ) -> StageMemory:
-    """Memory of one of `devices` with `rows` rows a pass; `element_bytes` is 2 for bfloat16 products, 4 for float32."""
+    """Memory of one of `devices` with `rows` rows a pass; `element_bytes` is 2 for bfloat16 products, 4 for float32.
+
+    `keeps_weights`: whether attention keeps each row's weights, as on a CPU for which Fox has no kernel of its own.
+    """
     narrow = train.precision == "bf16-weights"
     head = parameters.head or parameters.embedding
     tokens = rows * stage.row_length
     block = tokens * block_activation_bytes_per_token(model, element_bytes)
-    if on_cpu:
+    if keeps_weights:
         block += rows * attention_weight_bytes_per_row(model, stage.row_length, element_bytes)
     block_input = tokens * model.hidden_size * element_bytes
     return StageMemory(
@@ -146,7 +150,7 @@ def block_activation_bytes_per_token(model: Model, element_bytes: int) -> int:
 
 
 def attention_weight_bytes_per_row(model: Model, row_length: int, element_bytes: int) -> int:
-    """What attention on a CPU keeps of a row for the way back, in each block: each head's weights, T x T. Longer rows
+    """What attention by products keeps of a row for the way back, in each block: each head's weights, T x T. Longer rows
     take fused attention, which keeps none."""
     if row_length > MOST_TOKENS_BY_PRODUCTS:
         return 0

@@ -145,12 +145,14 @@ def plan(
     tokens_per_second: float | None = None,
     measured: Mapping[str, Measured] | None = None,
     bf16_products: bool = True,
+    keeps_weights: bool = True,
 ) -> Plan:
     """What `recipe` takes on `gpus` devices of the kind `gpu`, in parameters, FLOPs, bytes, steps and days.
 
     Time follows from `mfu`, the share of the peak in use (ASSUMED_MFU unless given), or from a measured
     `tokens_per_second` of all devices together, or from what was `measured` of each stage, by its key; with none of them
-    it stays unknown. `bf16_products`: whether devices of no named kind multiply in bf16 where they may choose. Raises UserError where
+    it stays unknown. `bf16_products`: whether devices of no named kind multiply in bf16 where they may choose;
+    `keeps_weights`, of these too: see `stage_memory`. Raises UserError where
     the figures asked for make no sense; what is wrong with the plan itself is in `problems`.
     """
     kind = _checked(gpus, gpu, mfu, tokens_per_second)
@@ -165,8 +167,9 @@ def plan(
 
     def memory_of(stage: Stage, devices: int, rows: int) -> StageMemory:
         optimizer = stage.optimizer if isinstance(stage, Tune) else recipe.optimizer
+        kept = keeps_weights and kind is None
         return stage_memory(
-            model, parameters, vocab_size, stage, devices, rows, element_bytes, kind is None, optimizer, recipe.train
+            model, parameters, vocab_size, stage, devices, rows, element_bytes, kept, optimizer, recipe.train
         )
 
     def add(key: str, name: str, stage: Stage, warmup_steps: int, decay_steps: int) -> None:

@@ -36,11 +36,12 @@ def fitted_rows(
     bf16_products: bool,
     threads: int | None,
     ranks: int = 1,
+    keeps_weights: bool = True,
 ) -> int:
     """The most rows that fit `free_bytes` of one process (None: unknown) and are worth it; 1 where nothing fits.
 
     `threads` are those of a processor, `bf16_products` whether it would multiply in bf16 if it may choose; None for a GPU, whose
-    passes are worth their memory at any size.
+    passes are worth their memory at any size. `keeps_weights`, of a processor: see `stage_memory`.
     """
     most_tokens = PASS_TOKENS_PER_THREAD * threads if threads else math.inf
     best = 1
@@ -48,7 +49,8 @@ def fitted_rows(
         if rows > 1 and rows * stage.row_length > most_tokens:
             break
         other = stage.model_copy(update={"rows": rows})
-        needed = step_memory(recipe, other, vocab_size, bf16_products, ranks, on_cpu=threads is not None).total
+        kept = keeps_weights and threads is not None
+        needed = step_memory(recipe, other, vocab_size, bf16_products, ranks, kept).total
         if free_bytes is not None and PROCESS_BYTES + needed > FILLED_FRACTION * free_bytes:
             break
         best = rows

@@ -24,7 +24,7 @@ from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.stage import Stage
 from fox.recipe.write import toml_page
 from fox.report.run_files import Facts, Manifest
-from fox.runs.rows import fit_rows, stages_of
+from fox.runs.rows import attention_keeps_weights, fit_rows, stages_of
 
 if TYPE_CHECKING:
     from fox.train.speed import Shape, StepCost
@@ -80,12 +80,12 @@ def with_rows_of(loaded: LoadedRecipe, wish: Wish, console: Console) -> LoadedRe
 def plan_recipe(recipe: Recipe, wish: Wish, as_json: bool, console: Console) -> str:
     """The plan of a recipe as a page or as JSON; of this machine where no other is asked for, and torch is there."""
     measured = measure_here(recipe, Path("runs") / recipe.name, wish.measure, console) if wish.measures() else None
-    bf16 = True
+    bf16 = keeps_weights = True
     if wish.measures():
         from fox.train.machine import resolve_precision
 
-        bf16 = resolve_precision("auto") == "bf16"
-    made = plan(recipe, wish.gpus, wish.gpu, wish.mfu, wish.tokens_per_second, measured, bf16)
+        bf16, keeps_weights = resolve_precision("auto") == "bf16", attention_keeps_weights(recipe)
+    made = plan(recipe, wish.gpus, wish.gpu, wish.mfu, wish.tokens_per_second, measured, bf16, keeps_weights)
     return json.dumps(made.as_dict(), indent=2) if as_json else describe(made)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from fox.artifacts import sha256_of_json, write_json
 from fox.errors import UserError
 from fox.plan.rows import fitted_rows, possible_rows
+from fox.plan.size import head_dim
 from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.keys import dotted
 from fox.recipe.schema import MAY_CHANGE, Tune
@@ -78,8 +79,17 @@ def _fitted_here(recipe: Recipe, key: str, stage: Stage, ranks: int) -> int:
     free = free_memory_bytes()
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks of this machine, which share its memory
     each = None if free is None else free // here
-    bf16 = resolve_precision("auto") == "bf16"
-    return fitted_rows(recipe, stage, recipe.tokenizer.vocab_size, each, bf16, torch.get_num_threads(), ranks)
+    bf16, threads = resolve_precision("auto") == "bf16", torch.get_num_threads()
+    keeps_weights = attention_keeps_weights(recipe)
+    return fitted_rows(recipe, stage, recipe.tokenizer.vocab_size, each, bf16, threads, ranks, keeps_weights)
+
+
+def attention_keeps_weights(recipe: Recipe) -> bool:
+    """Whether attention keeps each row's weights on this machine, which the kernel of our own does not."""
+    from fox.kernels.native.attention import can_attend
+    from fox.train.machine import device, product_type, resolve_precision
+
+    return not can_attend(device(), product_type(resolve_precision(recipe.train.precision)), head_dim(recipe.model))
 
 
 def _is_redone(key: str, redo: str | None) -> bool:

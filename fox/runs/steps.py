@@ -20,6 +20,7 @@ from fox.recipe.schema import MAY_CHANGE
 from fox.recipe.stage import Stage
 from fox.recipe.write import toml_page
 from fox.runs.folder import Run, flat, sections
+from fox.runs.rows import attention_keeps_weights
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import check_template
 from fox.train.trackers import Trackers
@@ -317,11 +318,11 @@ def check_memory(recipe: Recipe, stages: dict[str, Stage], vocab_size: int) -> N
     free = free_memory_bytes()
     if free is None or device().type != "cpu" or "WORLD_SIZE" in os.environ:  # ranks share the state; fox plan tells
         return
-    bf16 = resolve_precision("auto") == "bf16"
+    bf16, keeps_weights = resolve_precision("auto") == "bf16", attention_keeps_weights(recipe)
     problems = [
         problem
         for key, stage in stages.items()
-        for problem in too_little_memory(recipe, key, stage, vocab_size, free, bf16)
+        for problem in too_little_memory(recipe, key, stage, vocab_size, free, bf16, keeps_weights)
     ]
     if problems:
         raise RecipeError(problems)

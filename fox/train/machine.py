@@ -43,6 +43,11 @@ def multiplies_in_bf16(precision: str) -> bool:
     return precision == "bf16" or (precision == "bf16-weights" and resolve_precision("auto") == "bf16")
 
 
+def product_type(precision: str) -> torch.dtype:
+    """What a resolved train.precision multiplies in."""
+    return torch.bfloat16 if multiplies_in_bf16(precision) else torch.float32
+
+
 def losses_depend_on() -> dict[str, object]:
     """What must stay the same for the same losses, besides recipe and data.
 

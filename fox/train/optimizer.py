@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from fox.errors import UserError
 from fox.recipe.schema import Optimizer
-from fox.train.machine import multiplies_in_bf16
+from fox.train.machine import product_type
 from fox.train.muon import MuonWithAdamW
 from fox.train.narrow_weights import OneByOne
 
@@ -33,8 +33,7 @@ def make_optimizer(
     stepped in float32 and rounded back by chance, from `seed`. Raises UserError where the model is sharded and that can't be.
     """
     sharded = any(isinstance(parameter, DTensor) for parameter in model.parameters())
-    product_type = torch.bfloat16 if multiplies_in_bf16(precision) else torch.float32
-    optimizer = _of_name(model, settings, product_type)
+    optimizer = _of_name(model, settings, product_type(precision))
     if precision != "bf16-weights":
         return optimizer
     if sharded:
@@ -47,7 +46,7 @@ def make_optimizer(
     return OneByOne(optimizer, seed)
 
 
-def _of_name(model: nn.Module, settings: Optimizer, product_type: torch.dtype) -> torch.optim.Optimizer:
+def _of_name(model: nn.Module, settings: Optimizer, of_products: torch.dtype) -> torch.optim.Optimizer:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups: list[dict[str, Any]] = [
@@ -71,7 +70,7 @@ def _of_name(model: nn.Module, settings: Optimizer, product_type: torch.dtype) -
                 momentum=settings.momentum,
                 betas=betas,
                 eps=settings.eps,
-                product_type=product_type,
+                product_type=of_products,
             )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fox.formats.token_shards import Shard
+from fox.kernels.native.attention import can_attend
 from fox.model import ModelConfig, Transformer
 from fox.progress import Meter
 from fox.recipe import Recipe
@@ -19,7 +20,7 @@ from fox.train.averaging import averaged_steps
 from fox.train.checkpoint import Identity
 from fox.train.curriculum import StageOrder, curriculum
 from fox.train.loop import AfterStage, Job, OnRow, Outcome, nobody, train
-from fox.train.machine import losses_depend_on, resolve_precision
+from fox.train.machine import device, losses_depend_on, product_type, resolve_precision
 from fox.train.packer import Limit
 from fox.train.packing import Packing, packing
 from fox.train.team import ALONE, Team
@@ -105,6 +106,9 @@ def _job(
     orders, packed = pack(recipe, stages, shards, folder)
     precision = resolve_precision(recipe.train.precision)
     facts = {**made_of, "train.precision": precision, **losses_depend_on()}
+    head_dim = recipe.model.head_dim or recipe.model.hidden_size // recipe.model.num_attention_heads
+    if can_attend(device(), product_type(precision), head_dim):
+        facts["attention"] = "our own"  # rounds otherwise than torch's products
     free = {f"train.{key}": getattr(recipe.train, key) for key in MAY_CHANGE}
     identity = Identity(facts, {**free, "ranks": team.size, "threads": facts.pop("threads")})
     return Job(

@@ -1,0 +1,70 @@
+"""Compiles the C++ beside this file once, and loads it.
+
+There is no torch in it: it takes addresses and strides, so that it compiles in seconds and serves any torch. Its OpenMP is the
+one that torch has loaded, whose threads it shares.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
+_AVX512_BF16 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma")
+_COMPILERS = ("g++", "clang++")
+
+
+@lru_cache(maxsize=1)
+def avx512_bf16() -> ctypes.CDLL | None:
+    """The kernels for AVX-512 with bf16 products. None where the processor, the system or the compiler is another.
+
+    Not where there is AMX either: there torch's products are four times as fast as these instructions.
+    """
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    if not sys.platform.startswith("linux") or platform.machine() != "x86_64":
+        return None
+    if not able.get("avx512_bf16") or able.get("amx_bf16"):
+        return None
+    return _load(Path(__file__).with_name("attention.cpp"), _AVX512_BF16)
+
+
+def _load(source: Path, instructions: tuple[str, ...]) -> ctypes.CDLL | None:
+    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if compiler is None:
+        return None
+    words = [compiler, *_FLAGS, *instructions]
+    version = subprocess.run([compiler, "--version"], capture_output=True).stdout
+    made_of = hashlib.sha256(b"\0".join([source.read_bytes(), version, *map(str.encode, words)])).hexdigest()
+    kept = _kept_in() / f"{source.stem}-{made_of[:24]}.so"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=kept.parent
+        ) as folder:  # two processes may compile at once: the last one stays
+            made = Path(folder) / kept.name
+            done = subprocess.run([*words, str(source), "-o", str(made)], capture_output=True, text=True)
+            if done.returncode:
+                warnings.warn(
+                    f"{source.name} could not be compiled by {compiler}, so torch's own products do its work: "
+                    f"{done.stderr.strip()[-500:]}",
+                    stacklevel=2,
+                )
+                return None
+            made.replace(kept)
+    return ctypes.CDLL(str(kept))
+
+
+def _kept_in() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return cache / "fox" / "native"

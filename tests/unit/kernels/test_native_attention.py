@@ -1,0 +1,228 @@
+"""The attention in C++ against its plain twin in float64, on the same bf16 numbers; and how it is compiled."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.library import opcheck
+
+from fox.kernels.attention import attend, attend_plainly
+from fox.kernels.native import attention as native
+from fox.kernels.native import library
+from fox.kernels.native.attention import can_attend
+from fox.model import ModelConfig, Transformer
+from fox.model.loss import summed_loss
+
+BOUND = 2.0**-7
+"""Of the difference, relative to the size. Rounding to bf16 changes a number by up to 2^-9: of it, weights, slopes, the output that
+slopes are made from, and the result are four."""
+
+needs_kernel = pytest.mark.skipif(
+    not can_attend(torch.device("cpu"), torch.bfloat16, 64), reason="no AVX-512 with bf16 (or AMX too), or no compiler"
+)
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def drawn(rows: int, tokens: int, heads: int, size: int, seed: int, scale: float = 1.0) -> Tensor:
+    """(B, heads, T, H), stored as a projection makes it."""
+    made = torch.randn(rows, tokens, heads, size, generator=torch.Generator().manual_seed(seed)) * scale
+    return made.bfloat16().transpose(1, 2).requires_grad_()
+
+
+def begins(rows: int, tokens: int, mean: float | None) -> Tensor:
+    """Where each token's document begins: documents of so many tokens on the average, or one."""
+    place_T = torch.arange(tokens)
+    if mean is None:
+        return torch.zeros(rows, tokens, dtype=torch.int32)
+    first_BT = torch.rand(rows, tokens, generator=torch.Generator().manual_seed(tokens)) < 1 / mean
+    return torch.where(first_BT, place_T, 0).cummax(1).values.int()
+
+
+def outcome(function: Callable[..., Tensor], given: list[Tensor], begins_BT: Tensor, weight: Tensor) -> list[Tensor]:
+    out = function(*given, begins_BT)
+    return [out, *torch.autograd.grad((out * weight).sum(), given)]
+
+
+def differences(given: list[Tensor], begins_BT: Tensor, others_BT: Tensor) -> list[float]:
+    """Of the output and the three gradients, the first with `begins_BT`, the plain ones with `others_BT`; relative to their size."""
+    weight = drawn(*(given[0].shape[i] for i in (0, 2, 1, 3)), seed=9).detach()
+    made = outcome(attend, given, begins_BT, weight)
+    exact = [x.detach().double().requires_grad_() for x in given]
+    plain = outcome(attend_plainly, exact, others_BT, weight.double())
+    return [((one - other).norm() / other.norm()).item() for one, other in zip(made, plain, strict=True)]
+
+
+@needs_kernel
+@pytest.mark.parametrize("mean_document", [None, 20.0])
+@pytest.mark.parametrize(
+    ("rows", "tokens", "heads", "kv_heads", "size"),
+    [
+        (1, 2, 1, 1, 32),
+        (2, 63, 4, 2, 64),
+        (1, 64, 2, 1, 96),
+        (2, 65, 2, 2, 128),
+        (1, 300, 4, 1, 64),
+        (3, 200, 6, 3, 32),
+    ],
+)
+def test_it_is_its_plain_twin(
+    rows: int, tokens: int, heads: int, kv_heads: int, size: int, mean_document: float | None, threads: int
+) -> None:
+    given = [drawn(rows, tokens, n, size, seed) for seed, n in enumerate((heads, kv_heads, kv_heads))]
+    where = begins(rows, tokens, mean_document)
+    assert max(differences(given, where, where)) < BOUND
+
+
+@needs_kernel
+def test_that_check_notices_a_border_one_token_off() -> None:
+    given = [drawn(2, 200, n, 64, seed) for seed, n in enumerate((4, 2, 2))]
+    where = begins(2, 200, 20.0)
+    assert max(differences(given, where, where)) < BOUND
+    off = where.clone()
+    off[:, 101:] = off[:, 101:].clamp_min(1) - 1
+    assert min(differences(given, where, off)) > BOUND
+
+
+@needs_kernel
+def test_sharp_scores_and_far_maxima() -> None:
+    """A maximum that is met block after block, of scores in the hundreds."""
+    q, k, v = drawn(1, 256, 2, 64, 0, scale=20.0), drawn(1, 256, 2, 64, 1, scale=4.0), drawn(1, 256, 2, 64, 2)
+    with torch.no_grad():
+        k *= torch.linspace(0.1, 1, 256)[:, None]
+    where = begins(1, 256, None)
+    assert differences([q, k, v], where, where)[0] < BOUND
+    assert all(x.isfinite().all() for x in outcome(attend, [q, k, v], where, torch.ones(())))
+
+
+@needs_kernel
+def test_nothing_leaks_between_documents_or_from_what_follows() -> None:
+    q, k, v = (drawn(1, 150, 2, 64, seed).detach() for seed in range(3))
+    where = begins(1, 150, 30.0)
+    before = attend(q, k, v, where)
+    for place in (0, 37, 64, 100, 149):
+        other = v.clone()
+        other[:, :, place] += 1
+        differs_T = (attend(q, k, other, where) != before).any(-1).any(1)[0]
+        may_T = (torch.arange(150) >= place) & (where[0] <= place)
+        assert not differs_T[~may_T].any() and differs_T[place], "bit for bit"
+
+
+@needs_kernel
+def test_the_same_bits_again(threads: int) -> None:
+    given = [drawn(1, 300, n, 64, seed) for seed, n in enumerate((4, 1, 1))]
+    where, weight = begins(1, 300, None), drawn(1, 300, 4, 64, 5).detach()
+    first = outcome(attend, given, where, weight)
+    for _ in range(3):
+        for one, other in zip(first, outcome(attend, given, where, weight), strict=True):
+            assert torch.equal(one, other)
+
+
+@needs_kernel
+def test_any_strides() -> None:
+    """Contiguous, of a wider projection, turned, and at an odd place: the same bits."""
+    q, k, v = (drawn(2, 70, 2, 32, seed).detach() for seed in range(3))
+    where, weight = begins(2, 70, 9.0), drawn(2, 70, 2, 32, 5).detach()
+    wanted = outcome(attend, [x.clone().requires_grad_() for x in (q, k, v)], where, weight)
+    wide = torch.cat([q, k, v], dim=1)
+    odd = torch.empty(q.numel() + 1, dtype=torch.bfloat16)[1:].view(q.shape).copy_(q)
+    turned = k.transpose(2, 3).contiguous().transpose(2, 3)
+    for some in ([x.contiguous() for x in (q, k, v)], list(wide.split(2, dim=1)), [odd, turned, v]):
+        found = outcome(attend, [x.detach().requires_grad_() for x in some], where, weight)
+        assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+@needs_kernel
+def test_torch_knows_the_operation() -> None:
+    given = [drawn(1, 40, n, 32, seed) for seed, n in enumerate((2, 1, 1))]
+    opcheck(native._attend, (*given, begins(1, 40, 9.0)))
+
+
+@needs_kernel
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_model_that_multiplies_in_bf16_uses_it(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ModelConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=32, max_position_embeddings=80, rope_theta=10_000.0, rms_norm_eps=1e-5, initializer_range=0.1,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Transformer(config)
+    model.initialise(torch.Generator().manual_seed(0))
+    model.checkpointing = checkpointing
+    token_BT = torch.randint(0, 64, (2, 80), generator=torch.Generator().manual_seed(1))
+    segment_BT = (torch.arange(80) // 30).expand(2, -1)
+    calls: list[str] = []
+    monkeypatch.setattr(
+        native, "_call", lambda name, *words, call=native._call: (calls.append(name), call(name, *words))
+    )
+
+    def gradient() -> Tensor:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden_BTD = model(token_BT, segment_BT)
+            summed_loss(hidden_BTD.flatten(0, 1), model.output_weight_VD, token_BT.flatten()).backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])  # type: ignore[union-attr]
+
+    ours = gradient()
+    assert calls == ["fox_attend"] * 2 + (
+        ["fox_attend", "fox_attend_back"] * 2 if checkpointing else ["fox_attend_back"] * 2
+    )
+    monkeypatch.setattr("fox.model.transformer.can_attend", lambda *_: False)
+    by_products = gradient()
+    assert ((ours - by_products).norm() / by_products.norm()).item() < 4 * BOUND  # both round, many times
+
+
+def test_other_queries_are_left_to_torch() -> None:
+    cpu = torch.device("cpu")
+    assert not can_attend(cpu, torch.float32, 64)
+    assert not can_attend(cpu, torch.bfloat16, 48)
+    assert not can_attend(torch.device("meta"), torch.bfloat16, 64)
+
+
+SOURCE = 'extern "C" int answer() { return 42; }'
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "answer.cpp"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_it_is_compiled_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = library._load(source, ())
+    if made is None:
+        pytest.skip("no compiler")
+    assert isinstance(made, ctypes.CDLL) and made.answer() == 42
+    (kept,) = (tmp_path / "cache/fox/native").iterdir()
+    written = kept.stat().st_mtime_ns
+    assert library._load(source, ()) is not None and kept.stat().st_mtime_ns == written
+    source.write_text(SOURCE.replace("42", "43"))
+    changed = library._load(source, ())
+    assert changed is not None and changed.answer() == 43
+
+
+def test_without_a_compiler_torch_does_it(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library.shutil, "which", lambda name: None)
+    assert library._load(source, ()) is None
+
+
+def test_what_does_not_compile_is_told(source: Path, tmp_path: Path) -> None:
+    source.write_text("this is no C++")
+    if not any(map(library.shutil.which, library._COMPILERS)):
+        pytest.skip("no compiler")
+    with pytest.warns(UserWarning, match="answer.cpp could not be compiled"):
+        assert library._load(source, ()) is None
+    assert list((tmp_path / "cache/fox/native").iterdir()) == []
