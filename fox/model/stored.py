@@ -233,11 +233,16 @@ def _believe_the_tokenizer(tokenizer: Tokenizer, *configs: Mapping[str, Any]) ->
 
     The released Fox-1 config, for one, has bos = 1 and eos = 2, and its tokenizer the other way round.
     """
-    named = {name: {i for config in configs for i in _ids(config.get(f"{name}_token_id"))} for name in ("bos", "eos")}
     special = set(tokenizer.special_ids.values())
-    # Ends are often several (Qwen3 and Llama 3 name theirs in a list); a text's beginning is none of them.
-    no_end = {tokenizer.bos_id} - {tokenizer.eos_id}
-    tokenizer.stop_ids |= {i for i in named["eos"] if i in special and i not in no_end}
+    named: dict[str, set[int]] = {"bos": set(), "eos": set()}
+    for config in configs:
+        beginnings, ends = (set(_ids(config.get(f"{name}_token_id"))) for name in named)
+        # Ends are often several (Qwen3 and Llama 3 name theirs in a list), and what may begin a text can be one of them. But
+        # where a config has the two the other way round, it calls the tokenizer's bos an end by mistake.
+        agrees = tokenizer.bos_id in beginnings if beginnings else tokenizer.eos_id in ends
+        tokenizer.stop_ids |= {i for i in ends if i in special and (agrees or i != tokenizer.bos_id)}
+        named["bos"] |= beginnings
+        named["eos"] |= ends
     wrong = {
         "bos": named["bos"] - {tokenizer.bos_id} if tokenizer.bos_id is not None else set(),
         "eos": named["eos"] - tokenizer.stop_ids,

@@ -142,6 +142,32 @@ def test_ends_in_a_list_all_end_a_reply_also_one_that_pads(folder: Path) -> None
     assert not stored.warnings
 
 
+@pytest.mark.parametrize("place", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("states_bos", [True, False])
+def test_a_beginning_that_its_config_calls_an_end_ends_a_reply_too(place: str, states_bos: bool, folder: Path) -> None:
+    """Qwen3's layout with bos <|endoftext|>, which both begins a text and ends one."""
+    bos, eos = (load_model(folder)[1].bos_id, load_model(folder)[1].eos_id)
+    assert bos is not None and bos != eos
+    for name in ("config.json", "generation_config.json"):
+        written = json.loads((folder / name).read_text())
+        ends = {"eos_token_id": [eos, bos] if name == place else eos, "bos_token_id": bos if states_bos else None}
+        (folder / name).write_text(json.dumps({**written, **ends}))
+    stored = open_model(folder)
+    assert stored.tokenizer.stop_ids == {eos, bos}
+    assert not stored.warnings
+
+
+def test_a_swapped_config_is_believed_no_more_where_another_is_right(folder: Path) -> None:
+    """As the released Fox-1's would be, had its generation_config.json been mended alone."""
+    bos, eos = (load_model(folder)[1].bos_id, load_model(folder)[1].eos_id)
+    for name, pair in (("config.json", (eos, bos)), ("generation_config.json", (bos, eos))):
+        written = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**written, "bos_token_id": pair[0], "eos_token_id": pair[1]}))
+    stored = open_model(folder)
+    assert stored.tokenizer.stop_ids == {eos}
+    assert "the tokenizer's are used" in stored.warnings[0]
+
+
 def test_what_qwen3_leaves_out_is_as_transformers_has_it(
     make_model: Callable[..., Transformer], tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
