@@ -61,10 +61,14 @@ HALF_UNIT = {"F32": 0.0, "F16": 2**-11, "BF16": 2**-8}
 # its greatest. A weight is put on the nearest, so it moves by half a step.
 STEPS = {"Q8_0": 127, "Q5_0": 16, "Q4_0": 8, "Q5_1": 31, "Q4_1": 15}
 
-# Of the others, which search for the best scales: the root mean square of a tensor's error over that of its weights. Of
-# normally distributed weights it is Q6_K 0.018 and Q4_K 0.071, and outliers make it worse, by less than this; a tensor in the
-# wrong place, or in the wrong order, has 1.4.
+# Of the others, which search for the best scales: the root mean square of a block's error over that of its weights. Of
+# normally distributed weights it is Q6_K 0.018 and Q4_K 0.071, and outliers make it worse, by less than this; zeros in the
+# place of weights have 1, a row in the wrong place has 1.4. Each block counts for itself: in a whole tensor, some wrong rows don't show.
 WORST_ERROR = {"Q6_K": 0.1, "Q4_K": 0.4}
+
+# The greatest integer that their blocks multiply a float16 scale by. Half of the least float16 is what rounding the scale to it
+# may do at most, so a block of weights below some 1e-4 becomes zeros.
+GREATEST_MULTIPLE = {"Q6_K": 128 * 32, "Q4_K": 63 * (15 + 1)}
 
 PROMPTS = (
     "The capital of France is Paris. The capital of Germany is Berlin. The capital of Italy is Rome, and the capital of Japan is",
@@ -188,23 +192,28 @@ def check_tensors(source: StoredModel, written: StoredModel, checked: Callable[[
     """
     for name in source.names:
         kind = written.weights.stored_types[name]
-        error, size = 0.0, 0.0
         for wanted_RC, made_RC in zip(source.chunks(name), written.chunks(name), strict=True):
             rows = max(1, _CACHED_WEIGHTS // wanted_RC.shape[1])
             for wanted_PC, made_PC in zip(wanted_RC.split(rows), made_RC.split(rows), strict=True):
                 wanted_PC = wanted_PC.float()
                 error_PC = (made_PC.float() - wanted_PC).abs_()
                 if kind in WORST_ERROR:
-                    error += error_PC.square_().sum(dtype=torch.float64).item()
-                    size += wanted_PC.square().sum(dtype=torch.float64).item()
-                elif not (error_PC <= _allowed(wanted_PC, kind)).all():  # so that NaN fails, too
+                    worst = _worst_error(wanted_PC, error_PC, kind)
+                    if not worst <= WORST_ERROR[kind]:  # so that NaN fails, too
+                        raise Failure(
+                            f"{name} is not as it was: some of its weights have an error of {worst:.2g} of their size, "
+                            f"and {kind} may have {WORST_ERROR[kind]:.2g}"
+                        )
+                elif not (error_PC <= _allowed(wanted_PC, kind)).all():
                     raise Failure(f"{name} is not as it was: a weight is further off than rounding to {kind} takes it")
             checked(wanted_RC.numel())
-        if kind in WORST_ERROR and not error <= size * WORST_ERROR[kind] ** 2:
-            raise Failure(
-                f"{name} is not as it was: an error of {(error / size) ** 0.5 if size else error:.2g} of its size, "
-                f"and {kind} may have {WORST_ERROR[kind]:.2g}"
-            )
+
+
+def _worst_error(weight_RC: Tensor, error_RC: Tensor, kind: str) -> float:
+    """The greatest error of a block of 256, over the size of its weights and of what float16 can't tell from zero."""
+    least = _LEAST_HALF["F16"] * GREATEST_MULTIPLE[kind] / WORST_ERROR[kind]
+    error_N, size_N = (torch.linalg.vector_norm(part_RC.reshape(-1, 256), dim=1) for part_RC in (error_RC, weight_RC))
+    return (error_N / size_N.add_(least * 256**0.5)).max().item()
 
 
 def _allowed(weight_RC: Tensor, kind: str) -> Tensor:
