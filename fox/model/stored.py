@@ -18,6 +18,7 @@ from fox.formats.gguf.reader import MAGIC, GgufFile
 from fox.formats.huggingface import read_config, read_generation_config, read_license
 from fox.formats.safetensors import SafetensorsFiles, check_shapes
 from fox.formats.untrusted import open_untrusted
+from fox.memory import machine_bytes
 from fox.model.config import ModelConfig
 from fox.model.gguf import GgufWeights, config_from_gguf
 from fox.model.transformer import Transformer
@@ -92,7 +93,14 @@ class StoredModel:
             start += len(chunk_RC)
 
     def load(self, dtype: torch.dtype = torch.float32) -> Transformer:
-        """The model in memory, ready to run."""
+        """The model in memory, ready to run. Raises UserError where this machine has less than it takes."""
+        needed, there = self.num_parameters() * dtype.itemsize, machine_bytes()
+        if there and needed > there:  # the system would end us midway, without a word
+            raise UserError(
+                "model", str(self.path),
+                problem=f"takes {needed / 1e9:,.1f} GB of memory, and this machine has {there / 1e9:,.1f} GB",
+                mend="Take a smaller model, or a machine with more memory.",
+            )  # fmt: skip
         with torch.device("meta"):
             model = Transformer(self.config)
         names = {name: written_name(name) for name in model.state_dict()}

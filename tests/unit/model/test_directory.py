@@ -311,3 +311,17 @@ def test_a_tokenizer_without_an_end(tiny_model: Transformer, tiny_tokenizer: Tok
     endless = Tokenizer(tiny_tokenizer.backend, {**tiny_tokenizer.config, "eos_token": None})
     with pytest.raises(UserError, match="eos_token: is missing"):
         save_model(tmp_path / "model", tiny_model, endless)
+
+
+def test_a_model_larger_than_this_machine_s_memory_is_refused_before_its_weights_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = open_model(folder)
+    monkeypatch.setattr("fox.model.stored.machine_bytes", lambda: 4 * stored.num_parameters() - 1)
+    monkeypatch.setattr(stored.weights, "read_rows", None)
+    with pytest.raises(UserError, match=r"takes .* GB of memory, and this machine has .* GB"):
+        stored.load()
+    monkeypatch.undo()
+    for enough in (4 * stored.num_parameters(), 0):  # 0 where a system doesn't tell
+        monkeypatch.setattr("fox.model.stored.machine_bytes", lambda enough=enough: enough)
+        stored.load()
