@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fox.errors import Failure, UserError
 from fox.export import gate
-from fox.export.gate import STEPS, check_config, check_tensors, check_tokenizer
+from fox.export.gate import STEPS, check_chats, check_config, check_tensors, check_tokenizer
 from fox.export.types import GGUF_TYPES
 from fox.formats.gguf.block_types import BLOCK_TYPES, BlockType
 from fox.formats.gguf.dequantize import dequantize
@@ -509,15 +510,47 @@ def test_chats_are_compared(own_tokenizer: Tokenizer) -> None:
     next(token for token in stated["added_tokens"] if token["content"] == "<|user|>")["rstrip"] = True
     other = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(stated)), own_tokenizer.config)
     other.stop_ids = own_tokenizer.stop_ids
+    assert check_tokenizer(own_tokenizer, other) > 50
     with pytest.raises(Failure, match=r"of the chat .*Be brief"):
-        check_tokenizer(own_tokenizer, other)
+        check_chats(own_tokenizer, other)
+    assert check_chats(own_tokenizer, own_tokenizer) == ""
 
 
-def test_a_template_that_refuses_must_refuse_in_both(own_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_refuses_must_refuse_in_both(own_tokenizer: Tokenizer) -> None:
     refuses = "{{ raise_exception('no') if messages[0].role == 'system' }}{{ messages[0].content }}"
     other = copy.copy(own_tokenizer)
     other.config = {**own_tokenizer.config, "chat_template": refuses}
-    assert check_tokenizer(other, other) > 50
-    monkeypatch.setattr(gate, "_templates", lambda tokenizer: {"default": "as if the same"})
+    assert check_chats(other, other) == "", "it takes the others"
     with pytest.raises(Failure, match="makes None of the chat"):
-        check_tokenizer(own_tokenizer, other)
+        check_chats(own_tokenizer, other)
+
+
+BROKEN = {
+    "broken": ("{% for m in messages %}", "can't render these messages: "),
+    "refuses all": ("{{ raise_exception('[b]no[/b]') }}", r"can't render these messages: \[b\]no\[/b\]"),
+    "nothing": ("{{ '' }}", "makes nothing of these messages"),
+    "no default": ([{"name": "tools", "template": "x"}], "none is named default"),
+}
+
+
+@pytest.mark.parametrize(("template", "told"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("target", ["gguf", "ollama"])
+def test_a_template_that_renders_no_chat_is_told(
+    template: Any, told: str, target: str, wide_model: Callable[..., Transformer], store: Callable[..., StoredModel],
+    own_tokenizer: Tokenizer, out: Path,
+) -> None:  # fmt: skip
+    """Nothing of it could be compared, which must not look as if it had been."""
+    broken = copy.copy(own_tokenizer)
+    broken.config = {**own_tokenizer.config, "chat_template": template}
+    made = exported(store(wide_model(), tokenizer=broken), out / "made", target)
+    assert not made.renders_chats
+    (warning,) = made.warnings
+    assert re.search(f"its chat template .*{told}.*`fox chat` will refuse it", warning)
+    good = exported(store(wide_model()), out / "good", target)
+    assert good.renders_chats and not good.warnings
+
+
+def test_the_time_that_passes_is_no_difference(own_tokenizer: Tokenizer) -> None:
+    ticks = copy.copy(own_tokenizer)
+    ticks.config = {**own_tokenizer.config, "chat_template": "{{ strftime_now('%f') }}{{ messages[0].content }}"}
+    assert check_chats(ticks, ticks) == ""
