@@ -30,7 +30,7 @@ class Conversation:
     def reply(self, text: str, sampling: Sampling, max_tokens: int) -> Iterator[str]:
         """The model's answer to `text`, in pieces. What has been said stays said when the caller stops early.
 
-        Raises UserError where `text` alone does not fit the model's context.
+        Raises UserError where `text` alone does not fit the model's context, or the chat template can't render it.
         """
         prompt = self._take_up({"role": "user", "content": text}, min(max_tokens, _LEAST_REPLY_TOKENS))
         known = _common_prefix(self._seen[: self._cache.num_tokens], prompt[:-1])
@@ -69,6 +69,13 @@ class Conversation:
         forgotten_turns = 0
         while True:
             prompt = encode_chat(self.tokenizer, messages, add_generation_prompt=True).ids.tolist()
+            if not prompt:
+                raise UserError(
+                    "tokenizer.chat_template",
+                    self.tokenizer.config.get("chat_template"),
+                    problem="makes nothing of this conversation, so there is nothing that the model could answer",
+                    mend="Mend the model's chat_template.jinja, or name another model.",
+                )
             if len(prompt) + room <= context:
                 self.messages = messages
                 self.forgotten_turns += forgotten_turns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from fox.eval.agreement import Agreement
 from fox.export import gate
 from fox.export.gguf import export_gguf
 from fox.export.huggingface import DTYPES, export_huggingface
-from fox.export.ollama import modelfile
+from fox.export.ollama import go_template, modelfile
 from fox.export.types import GGUF_TYPES
 from fox.model.stored import StoredModel, open_model
 from fox.progress import meter
@@ -24,6 +24,14 @@ from fox.progress import meter
 Target = Literal["gguf", "hf", "ollama"]
 TARGETS: tuple[Target, ...] = ("gguf", "hf", "ollama")
 GGUF_IN_FOLDER = "model.gguf"
+_UNRENDERED = (
+    "its chat template {}. It was written as it is, no chat could be compared, and `fox chat` will refuse it. "
+    "Mend the source's chat_template.jinja, or go without chats"
+)
+_WITHOUT_TEMPLATE = (
+    "the Modelfile has no TEMPLATE, for the chat template {}. Ollama guesses one then: look at what `ollama show --template` has, "
+    "or write your own into the Modelfile"
+)
 
 
 @dataclass(frozen=True)
@@ -64,11 +72,16 @@ class Request:
 
 @dataclass(frozen=True)
 class Exported:
-    """What the gate found of an export that passed it."""
+    """What the gate found of an export that passed it, and what its user should know of what was written.
+
+    renders_chats   whether its chat template, if it has one, makes anything of a chat
+    """
 
     agreement: Agreement
     texts: int
     num_bytes: int
+    renders_chats: bool = True
+    warnings: tuple[str, ...] = ()
 
 
 def stored_type(stored: StoredModel) -> str:
@@ -103,7 +116,10 @@ def export(
         else:
             _write_gguf(stored, folder / GGUF_IN_FOLDER, request, about, console)
             exported = _through_the_gate(stored, folder / GGUF_IN_FOLDER, request, console)
-            write_atomically(folder / "Modelfile", modelfile(stored.tokenizer, GGUF_IN_FOLDER))
+            template = go_template(stored.tokenizer)
+            write_atomically(folder / "Modelfile", modelfile(stored.tokenizer, template, GGUF_IN_FOLDER))
+            if template.why_not and exported.renders_chats:
+                exported = replace(exported, warnings=(*exported.warnings, _WITHOUT_TEMPLATE.format(template.why_not)))
         write_atomically(folder / "README.md", card(exported))
     return exported
 
@@ -117,6 +133,7 @@ def _through_the_gate(stored: StoredModel, path: Path, request: Request, console
     try:
         written = open_model(path)
         texts = gate.check_tokenizer(stored.tokenizer, written.tokenizer)
+        refusal = gate.check_chats(stored.tokenizer, written.tokenizer)
         gate.check_config(stored.config, written.config)
         with meter("check weights", stored.num_parameters(), "weights", console=console) as shown:
             gate.check_tensors(stored, written, shown.advance)
@@ -125,4 +142,5 @@ def _through_the_gate(stored: StoredModel, path: Path, request: Request, console
     except (UserError, Failure) as error:
         raise Failure(f"{request.out}: not kept, for it did not pass the gate: {error}") from error
     files = [path] if path.is_file() else [file for file in path.iterdir() if file.is_file()]
-    return Exported(agreement, texts, sum(file.stat().st_size for file in files))
+    warnings = (_UNRENDERED.format(refusal),) if refusal else ()
+    return Exported(agreement, texts, sum(file.stat().st_size for file in files), not refusal, warnings)

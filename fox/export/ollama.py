@@ -3,13 +3,14 @@
 Ollama renders chats by Go templates, so a Jinja template can't be handed on as it is. But nearly all templates put something
 before and after each message by its role, a default opening where no system message is given, and a prompt for the reply.
 Those pieces are found by rendering conversations; the result is held against the template itself on others. Where it differs,
-no TEMPLATE is written, and Ollama makes its own guess from the one in the GGUF file.
+or changes with the date, no TEMPLATE is written but why, and Ollama makes its own guess from the one in the GGUF file.
 Reference: Ollama's docs, modelfile and template.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from fox.errors import UserError
 from fox.tokenizer import Tokenizer
@@ -43,29 +44,48 @@ class _Template:
         return f"{opening}{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{{{{ end }}}}{self.prompt}"
 
 
-def modelfile(tokenizer: Tokenizer, gguf: str) -> str:
+@dataclass(frozen=True)
+class GoTemplate:
+    """A chat template in Ollama's language: its `text`, or None and, for one that there is and can't be said, `why_not`."""
+
+    text: str | None
+    why_not: str = ""
+
+
+def modelfile(tokenizer: Tokenizer, template: GoTemplate, gguf: str) -> str:
     """The Modelfile for the GGUF file of that name beside it."""
     lines = [f"FROM ./{gguf}"]
-    template = go_template(tokenizer)
-    if template is not None:
-        lines.append(f'TEMPLATE """{template}"""')
+    if template.text is not None:
+        lines.append(f'TEMPLATE """{template.text}"""')
+    elif template.why_not:
+        lines += [
+            f"# Without TEMPLATE, for the model's chat template {template.why_not}.",
+            "# Ollama guesses one then. Write your own here: https://docs.ollama.com/modelfile#template",
+        ]
     names = {token_id: name for name, token_id in tokenizer.special_ids.items()}
     ends = [names[token_id] for token_id in sorted(tokenizer.stop_ids) if token_id in names]
     lines += [f'PARAMETER stop "{end}"' for end in ends if '"' not in end and "\n" not in end]
     return "\n".join(lines) + "\n"
 
 
-def go_template(tokenizer: Tokenizer) -> str | None:
-    """The tokenizer's chat template in Ollama's language, or None where it has none or one that can't be said so."""
+def go_template(tokenizer: Tokenizer) -> GoTemplate:
+    """The tokenizer's chat template in Ollama's language."""
+    if not tokenizer.config.get("chat_template"):
+        return GoTemplate(None)
     try:
         found = _found(tokenizer)
-        if found is None or not all(_rendered(tokenizer, chat, True) == found.render(chat) for chat in _TRIALS):
-            return None
-    except UserError:  # a template that refuses one of the conversations
-        return None
+        then, later = ([_rendered(tokenizer, chat, True, now) for chat in _TRIALS] for now in _MOMENTS)
+    except UserError:  # its own words stay out of the Modelfile, where a line may be a command
+        return GoTemplate(None, "refuses conversations that Ollama may have")
+    if then != later:
+        return GoTemplate(None, "tells the model the date, and Ollama's templates know none")
+    if then != [found.render(chat) for chat in _TRIALS]:
+        return GoTemplate(None, "does more than put something before and after each message")
     written = found.written()
     pieces = [found.opening, found.prompt, *(piece for pair in found.around.values() for piece in pair)]
-    return None if '"""' in written or any("{{" in piece or "}}" in piece for piece in pieces) else written
+    if '"""' in written or any("{{" in piece or "}}" in piece for piece in pieces):
+        return GoTemplate(None, "writes what would be a command to Ollama")
+    return GoTemplate(written)
 
 
 def _chat(*contents: str, system: str | None = None) -> list[Message]:
@@ -82,8 +102,10 @@ _TRIALS = (
     _chat("Line one\nline two", "- a\n- b", "Why?", "Because.", "Thanks", system="You are a fox."),
 )
 
+_MOMENTS = (datetime(1987, 2, 3, 4, 5, 6), datetime(2032, 11, 29, 17, 48, 59))  # other in all that a date tells
 
-def _found(tokenizer: Tokenizer) -> _Template | None:
+
+def _found(tokenizer: Tokenizer) -> _Template:
     """The pieces, cut out of rendered conversations with contents that are easy to find again."""
     two_turns = _rendered(tokenizer, _chat(_U, _A, _V), False)
     asked, prompted = (_rendered(tokenizer, _chat(_U), ask) for ask in (False, True))
@@ -103,9 +125,9 @@ def _found(tokenizer: Tokenizer) -> _Template | None:
     return _Template(start.removesuffix(before_user), around, prompted.removeprefix(asked))
 
 
-def _rendered(tokenizer: Tokenizer, messages: list[Message], ask: bool) -> str:
+def _rendered(tokenizer: Tokenizer, messages: list[Message], ask: bool, now: datetime = _MOMENTS[0]) -> str:
     """A conversation as text, without the <bos> that Ollama adds by itself where the file says so."""
-    (text,) = rendered_chats(tokenizer, [messages], ask)
+    (text,) = rendered_chats(tokenizer, [messages], ask, now)
     bos = tokenizer.token_names.get("bos_token")
     return text.removeprefix(bos) if bos and tokenizer.adds_bos else text
 

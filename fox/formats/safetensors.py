@@ -1,7 +1,8 @@
 """Weights in safetensors files: one, or several with an index, read and written a few rows at a time.
 
-The safetensors library checks what it opens (lengths, overlaps, types) and runs nothing that is in a file. It can only write
-what is all in memory, so a large model's files are written here: eight bytes of length, a JSON header, then the data.
+The safetensors library checks what it opens (lengths, overlaps, types) and runs nothing that is in a file. But it reads for torch
+by mapping a whole file as memory that may be written to, which fails for one larger than the machine's, and it writes only what
+is all in memory. So tensors are read and written here: eight bytes of length, a JSON header, then the data.
 
 R rows, C columns
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import mmap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_FLOATS = ("F32", "F16", "BF16")
+_FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # More than any model of a supported kind has (Llama 3.1 405B: 1,138 tensors in 191 files, whose headers and index are 0.1 MB
 # each), and little enough to be read within a second. The library itself takes a header of 100 MB, and over a GB for it.
 _LARGEST_INDEX = 4 << 20
@@ -44,18 +46,22 @@ class SafetensorsFiles:
 
     def __init__(self, folder: Path) -> None:
         self._file_of: dict[str, Path] = {}
+        self._start_of: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.stored_types: dict[str, str] = {}
         header_bytes = 0
         for path, names in _files(folder).items():
-            header_bytes += _header_bytes(path)
+            own_header_bytes = _header_bytes(path)
+            header_bytes += own_header_bytes
             if header_bytes > _LARGEST_HEADERS:
                 raise _damaged(path, f"the headers up to it are {header_bytes:,} bytes, more than those of any model")
-            with _opened(path) as file:
+            with _opened(path, "np") as file:
                 if len(self.shapes) + len(file.keys()) > _MOST_TENSORS:
                     raise _damaged(path, f"it would be more than {_MOST_TENSORS:,} tensors with those in it")
+                header = _header(path, own_header_bytes)
                 for name in file.keys():  # noqa: SIM118 (no dict)
                     self._add(path, name, file.get_slice(name))
+                    self._start_of[name] = 8 + own_header_bytes + header[name]["data_offsets"][0]
                 lost = sorted((names or set()) - set(file.keys()))
                 if lost:
                     raise UserError(
@@ -65,10 +71,19 @@ class SafetensorsFiles:
 
     def read_rows(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
         """Rows `start` to `stop` of a tensor as it is stored (R, C). A vector is one row."""
-        with _opened(self._file_of[name]) as file:  # anew each time, so that no more than this tensor stays mapped
-            if len(self.shapes[name]) == 1:
-                return file.get_tensor(name)[None]
-            return file.get_slice(name)[start:stop]
+        import torch
+
+        shape = self.shapes[name]
+        num_rows, *row_shape = shape if len(shape) > 1 else (1, *shape)
+        start, stop, _ = slice(start, stop).indices(num_rows)
+        dtype: torch.dtype = getattr(torch, _FLOATS[self.stored_types[name]])
+        row_bytes = math.prod(row_shape) * dtype.itemsize
+        raw = _mapped(self._file_of[name], self._start_of[name] + start * row_bytes, (stop - start) * row_bytes)
+        if (
+            raw.storage_offset() % dtype.itemsize
+        ):  # a header may be of any length, and then no number lies at a multiple of its own
+            raw = raw.clone()
+        return raw.view(dtype).view(stop - start, *row_shape)
 
     def _add(self, path: Path, name: str, tensor: Any) -> None:
         if name in self.shapes:
@@ -138,7 +153,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def read_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The tensors of a safetensors file, which must be exactly those named in `shapes`, of those shapes."""
-    with _opened(path) as file:
+    with _opened(path, "pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (no dict)
         check_shapes(path, found, shapes, "what is to be read")
         return {name: file.get_tensor(name) for name in shapes}
@@ -211,14 +226,40 @@ def _header_bytes(path: Path) -> int:
         raise _damaged(path, error) from None
 
 
+def _header(path: Path, num_bytes: int) -> dict[str, Any]:
+    """What a file that the library has checked says of its tensors: the library doesn't tell where they are."""
+    try:
+        with open_untrusted(path) as file:
+            file.seek(8)
+            header: dict[str, Any] = json.loads(file.read(num_bytes))
+            return header
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _mapped(path: Path, start: int, num_bytes: int) -> Tensor:
+    """Some bytes of a file (uint8), which are read once they are used. Nothing that is done to them reaches the file."""
+    import torch
+
+    if not num_bytes:  # which mmap takes for all
+        return torch.empty(0, dtype=torch.uint8)
+    before = start % mmap.ALLOCATIONGRANULARITY
+    try:
+        with open_untrusted(path) as file:
+            pages = mmap.mmap(file.fileno(), before + num_bytes, access=mmap.ACCESS_COPY, offset=start - before)
+    except (OSError, ValueError) as error:  # ValueError: it has become shorter
+        raise UserError("model", str(path), problem=f"can't be read: {error}") from None
+    return torch.frombuffer(pages, dtype=torch.uint8)[before:]
+
+
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, framework: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     if _header_bytes(path) > _LARGEST_HEADERS:
         raise _damaged(path, "its header is longer than that of any model")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework=framework) as file:
             yield file
     except (OSError, SafetensorError) as error:
         raise _damaged(path, error) from None

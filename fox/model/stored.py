@@ -18,6 +18,7 @@ from fox.formats.gguf.reader import MAGIC, GgufFile
 from fox.formats.huggingface import read_config, read_generation_config, read_license
 from fox.formats.safetensors import SafetensorsFiles, check_shapes
 from fox.formats.untrusted import open_untrusted
+from fox.memory import machine_bytes
 from fox.model.config import ModelConfig
 from fox.model.gguf import GgufWeights, config_from_gguf
 from fox.model.transformer import Transformer
@@ -92,7 +93,14 @@ class StoredModel:
             start += len(chunk_RC)
 
     def load(self, dtype: torch.dtype = torch.float32) -> Transformer:
-        """The model in memory, ready to run."""
+        """The model in memory, ready to run. Raises UserError where this machine has less than it takes."""
+        needed, there = self.num_parameters() * dtype.itemsize, machine_bytes()
+        if there and needed > there:  # the system would end us midway, without a word
+            raise UserError(
+                "model", str(self.path),
+                problem=f"takes {needed / 1e9:,.1f} GB of memory, and this machine has {there / 1e9:,.1f} GB",
+                mend="Take a smaller model, or a machine with more memory.",
+            )  # fmt: skip
         with torch.device("meta"):
             model = Transformer(self.config)
         names = {name: written_name(name) for name in model.state_dict()}
@@ -233,11 +241,16 @@ def _believe_the_tokenizer(tokenizer: Tokenizer, *configs: Mapping[str, Any]) ->
 
     The released Fox-1 config, for one, has bos = 1 and eos = 2, and its tokenizer the other way round.
     """
-    named = {name: {i for config in configs for i in _ids(config.get(f"{name}_token_id"))} for name in ("bos", "eos")}
     special = set(tokenizer.special_ids.values())
-    # Ends are often several (Qwen3 and Llama 3 name theirs in a list); a text's beginning is none of them.
-    no_end = {tokenizer.bos_id} - {tokenizer.eos_id}
-    tokenizer.stop_ids |= {i for i in named["eos"] if i in special and i not in no_end}
+    named: dict[str, set[int]] = {"bos": set(), "eos": set()}
+    for config in configs:
+        beginnings, ends = (set(_ids(config.get(f"{name}_token_id"))) for name in named)
+        # Ends are often several (Qwen3 and Llama 3 name theirs in a list), and what may begin a text can be one of them. But
+        # where a config has the two the other way round, it calls the tokenizer's bos an end by mistake.
+        agrees = tokenizer.bos_id in beginnings if beginnings else tokenizer.eos_id in ends
+        tokenizer.stop_ids |= {i for i in ends if i in special and (agrees or i != tokenizer.bos_id)}
+        named["bos"] |= beginnings
+        named["eos"] |= ends
     wrong = {
         "bos": named["bos"] - {tokenizer.bos_id} if tokenizer.bos_id is not None else set(),
         "eos": named["eos"] - tokenizer.stop_ids,

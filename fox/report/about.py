@@ -35,6 +35,7 @@ class About:
     architecture        LlamaForCausalLM …
     rope_scaling        as config.json has it; None where positions are not stretched
     tokenizer           what it is, in words: byte-level BPE
+    renders_chats       whether that template makes anything of a chat; one that is broken does not
     part                which model of a run it is; empty where no run of Fox's made it
     converted_from      the model as its user named it; told where there is no run: its last part, or, from_hub, owner/name
     license             that the converted files state; empty where they state none, and for a run, whose recipe states it
@@ -60,6 +61,7 @@ class About:
     tokenizer: str
     tokenizer_entries: int
     has_chat_template: bool
+    renders_chats: bool = True
     bos: str | None = None
     eos: str | None = None
     rope_scaling: Mapping[str, Any] | None = None
@@ -73,7 +75,7 @@ class About:
     @property
     def chats(self) -> bool:
         """Whether it is meant to be talked with, rather than to go on with a text."""
-        return self.has_chat_template and self.part != "base"
+        return self.has_chat_template and self.renders_chats and self.part != "base"
 
     @property
     def is_quantized(self) -> bool:

@@ -166,9 +166,15 @@ def _shape(about: About) -> str:
         ("tokenizer", f"{about.tokenizer}, {about.tokenizer_entries:,} entries"),
         ("first token", about.bos or "none"),
         ("end of text", about.eos or "none"),
-        ("chat template", "yes" if about.has_chat_template else "no"),
+        ("chat template", _template(about)),
     ]
     return markdown.table(Table(["", ""], [list(row) for row in rows], text_columns=2))
+
+
+def _template(about: About) -> str:
+    if not about.has_chat_template:
+        return "no"
+    return "yes" if about.renders_chats else "yes, but it is broken: no chat could be rendered by it"
 
 
 def _opening(run: RunFiles | None) -> Opening:

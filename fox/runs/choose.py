@@ -13,6 +13,7 @@ from rich.console import Console
 
 from fox.artifacts import write_atomically
 from fox.errors import UserError
+from fox.memory import machine_bytes
 from fox.plan import Measured, describe, plan
 from fox.plan.budget import as_dict, propose, seconds_of
 from fox.plan.describe_budget import describe_proposal
@@ -196,19 +197,6 @@ def data_facts(folder: Path) -> Facts:
         return Manifest.model_validate_json((folder / "manifests" / "data.json").read_bytes()).facts
     except (OSError, ValueError):
         return Facts()
-
-
-def machine_bytes() -> int:
-    """All memory of this machine, or of what a container may use of it; 0 where neither is told."""
-    try:
-        physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        physical = 0
-    try:
-        allowed = int(Path("/sys/fs/cgroup/memory.max").read_text())
-    except (OSError, ValueError):  # no such file, or "max"
-        return physical
-    return min(physical, allowed) if physical else allowed
 
 
 def _shape(recipe: Recipe, stage: Stage, facts: Facts) -> Shape:

@@ -36,6 +36,7 @@ def export_model(
     """Write the model that `name` means to `out`, tell what the gate found, and how to run it."""
     if shard_size and target != "hf":
         raise UserError("--shard-size", shard_size, problem=f"is for hf, and this is {target}", mend="Leave it out.")
+    file_type = file_type.lower() if file_type else None
     request = Request(cast(Target, target), file_type or "f32", out, _bytes_of(shard_size or "5GB"))
     request.check()  # before a model is opened
     named = find_model(name)
@@ -53,6 +54,8 @@ def export_model(
         about["license"] = license
     exported = export(stored, request, about, card, console)
     made = exported.agreement.as_dict()
+    for warning in exported.warnings:
+        console.print(f"warning: {escape(str(out))}: {escape(warning)}.", soft_wrap=True, highlight=False)
     console.print(
         f"[green]✓[/green] {escape(str(out))}: {request.file_type}, {exported.num_bytes / 1e6:,.1f} MB. Read back and compared: "
         f"the same ids on {exported.texts} hard texts; on {made['tokens']} tokens, mean KL {made['mean_kl_nats']:.2g} nats, "
@@ -77,6 +80,7 @@ def _about(stored: StoredModel, named: NamedModel, request: Request, exported: E
         tokenizer=_kind_of(tokenizer),
         tokenizer_entries=tokenizer.vocab_size,
         has_chat_template=bool(tokenizer.config.get("chat_template")),
+        renders_chats=exported.renders_chats,
         bos=tokenizer.token_names.get("bos_token"),
         eos=tokenizer.token_names.get("eos_token"),
         gguf={"hf": "", "gguf": request.out.name, "ollama": GGUF_IN_FOLDER}[request.target],

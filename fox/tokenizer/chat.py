@@ -16,6 +16,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import lru_cache
 from itertools import accumulate
 
@@ -39,12 +40,17 @@ class EncodedChat:
 
 
 def encode_chats(
-    tokenizer: Tokenizer, chats: Sequence[Sequence[Message]], add_generation_prompt: bool = False
+    tokenizer: Tokenizer,
+    chats: Sequence[Sequence[Message]],
+    add_generation_prompt: bool = False,
+    now: datetime | None = None,
 ) -> list[EncodedChat]:
-    """Each conversation as the model sees it. Raises UserError where the template is missing, broken or refuses the messages."""
+    """Each conversation as the model sees it, at the time `now` or by the clock.
+
+    Raises UserError where the template is missing, broken or refuses the messages."""
     cut = [
         _joined(tokenizer, _stripped(tokenizer, segments))
-        for segments in _segments(tokenizer, chats, add_generation_prompt)
+        for segments in _segments(tokenizer, chats, add_generation_prompt, now)
     ]
     # Some tokenizers treat a text's very beginning in their own way, so what stands there is encoded apart from the rest.
     is_first = [number == 0 for runs in cut for number, run in enumerate(runs) if run[0].special_id is None]
@@ -73,17 +79,23 @@ def encode_chats(
     return encoded
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False) -> EncodedChat:
+def encode_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], add_generation_prompt: bool = False, now: datetime | None = None
+) -> EncodedChat:
     """`encode_chats` for one conversation."""
-    return encode_chats(tokenizer, [messages], add_generation_prompt)[0]
+    return encode_chats(tokenizer, [messages], add_generation_prompt, now)[0]
 
 
 def rendered_chats(
-    tokenizer: Tokenizer, chats: Sequence[Sequence[Message]], add_generation_prompt: bool = False
+    tokenizer: Tokenizer,
+    chats: Sequence[Sequence[Message]],
+    add_generation_prompt: bool = False,
+    now: datetime | None = None,
 ) -> list[str]:
-    """Each conversation as the template writes it. For other engines' eyes: in text, nothing tells special tokens from look-alikes."""
+    """Each conversation as the template writes it, at the time `now` or by the clock. For other engines' eyes: in text, nothing tells special tokens from look-alikes."""
     return [
-        "".join(segment.text for segment in segments) for segments in _segments(tokenizer, chats, add_generation_prompt)
+        "".join(segment.text for segment in segments)
+        for segments in _segments(tokenizer, chats, add_generation_prompt, now)
     ]
 
 
@@ -117,7 +129,7 @@ class _Guarded:
 
 
 def _segments(
-    tokenizer: Tokenizer, chats: Sequence[Sequence[Message]], add_generation_prompt: bool
+    tokenizer: Tokenizer, chats: Sequence[Sequence[Message]], add_generation_prompt: bool, now: datetime | None
 ) -> list[list[_Segment]]:
     if not chats:
         return []
@@ -126,7 +138,7 @@ def _segments(
     guarded = [_guard(specials, template, chat) for chat in chats]
     shared = {"tools": None, "documents": None, "add_generation_prompt": add_generation_prompt, **tokenizer.token_names}
     own = [{"messages": chat.messages, "generation_marks": (chat.opening, chat.closing)} for chat in guarded]
-    rendered = render(template, shared, own)
+    rendered = render(template, shared, own, now)
     return [_cut(tokenizer.special_ids, specials, chat, text) for chat, text in zip(guarded, rendered, strict=True)]
 
 

@@ -20,6 +20,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,9 +42,12 @@ _OUT_OF_MEMORY = 3  # the worker's exit code
 _ENVIRONMENT = ("TZ", "TZDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # all that the worker gets to see of ours
 
 
-def render(template: str, shared: dict[str, Any], chats: Sequence[dict[str, Any]]) -> list[str]:
+def render(
+    template: str, shared: dict[str, Any], chats: Sequence[dict[str, Any]], now: datetime | None = None
+) -> list[str]:
     """The text that `template` makes of each chat's variables and the `shared` ones (all of them JSON).
 
+    Where it asks for the time, it is told `now`; None is the clock's.
     Raises UserError where it is wrong, refuses, or takes too much time or memory; Failure where no process can be started.
     """
     if len(template) > TEMPLATE_CHARACTERS:
@@ -52,7 +56,7 @@ def render(template: str, shared: dict[str, Any], chats: Sequence[dict[str, Any]
             problem=f"has {len(template):,} characters, and a template has at most {TEMPLATE_CHARACTERS:,}",
             mend="Take another one: this is none, or broken.",
         )
-    return [text for batch in _batches(chats) for text in _render_batch(template, shared, batch)]
+    return [text for batch in _batches(chats) for text in _render_batch(template, shared, batch, now)]
 
 
 def _batches(chats: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
@@ -70,12 +74,11 @@ def _batches(chats: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
         yield batch
 
 
-def _render_batch(template: str, shared: dict[str, Any], batch: list[str]) -> list[str]:
+def _render_batch(template: str, shared: dict[str, Any], batch: list[str], now: datetime | None) -> list[str]:
     global _worker
     most = RENDERED_CHARACTERS + RENDERED_TIMES * sum(map(len, batch))
-    request = (
-        f'{{"template":{_as_json(template)},"shared":{_as_json(shared)},"most":{most},"chats":[{",".join(batch)}]}}\n'
-    )
+    told = {"template": template, "shared": shared, "most": most, "now": now.isoformat() if now else None}
+    request = f'{_as_json(told)[:-1]},"chats":[{",".join(batch)}]}}\n'
     with _lock:
         if _worker is None or _worker.process.poll() is not None:
             _worker = _Worker()

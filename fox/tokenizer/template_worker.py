@@ -94,13 +94,17 @@ class _Renderer:
             trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
         )
         self._sandbox.globals["raise_exception"] = _raise_exception
-        self._sandbox.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        self._now: datetime.datetime | None = None
+        self._sandbox.globals["strftime_now"] = lambda form: (self._now or datetime.datetime.now()).strftime(form)
         self._sandbox.filters["tojson"] = _tojson
         self._source: str | None = None
         self._compiled: jinja2.Template | None = None
 
-    def render(self, template: str, shared: dict[str, Any], chats: list[dict[str, Any]], most: int) -> list[str]:
-        """The text of each chat. Raises whatever the template raises, ValueError where it writes more than `most` characters."""
+    def render(
+        self, template: str, shared: dict[str, Any], chats: list[dict[str, Any]], most: int, now: str | None
+    ) -> list[str]:
+        """The text of each chat, at the time `now` (ISO 8601) or today. Raises whatever the template raises, ValueError where it writes more than `most` characters."""
+        self._now = datetime.datetime.fromisoformat(now) if now else None
         compiled = self._compile(template)
         texts = []
         written = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -172,3 +173,15 @@ def test_the_cache_is_full_only_at_its_last_token(tiny_model: Transformer) -> No
     )
     cache.truncate(3)
     assert len(list(generate(tiny_model, [5] * 2, cache, SAMPLING, (), 100))) == 4
+
+
+@pytest.mark.parametrize("template", ["", "{{ '' }}", "{% if messages | length > 9 %}x{% endif %}"])
+def test_a_template_that_renders_to_nothing_is_refused(
+    template: str, tiny_model: Transformer, tiny_tokenizer: Tokenizer
+) -> None:
+    tokenizer = copy.copy(tiny_tokenizer)
+    tokenizer.config = {**tiny_tokenizer.config, "chat_template": template}
+    conversation = Conversation(tiny_model, tokenizer)
+    with pytest.raises(UserError, match=r"tokenizer\.chat_template = .*: makes nothing of this conversation.*\. Mend"):
+        say(conversation, "Hello")
+    assert conversation.messages == []

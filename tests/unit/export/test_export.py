@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import json
 import resource
@@ -92,6 +93,22 @@ def test_configs_say_what_transformers_needs(wide: StoredModel, own_tokenizer: T
     ]  # fmt: skip
     assert theirs.chat_template == own_tokenizer.config["chat_template"]
     assert open_model(out / "folder").tokenizer.stop_ids == set(ends)
+
+
+def test_what_begins_a_text_and_ends_replies_does_both_there_and_back(
+    wide_model: Callable[..., Transformer], store: Callable[..., StoredModel], own_tokenizer: Tokenizer, out: Path
+) -> None:
+    """Qwen3's layout: llama.cpp ends replies at <|endoftext|>, which is bos there."""
+    assert own_tokenizer.bos_id is not None
+    tokenizer = copy.copy(own_tokenizer)
+    tokenizer.stop_ids = {tokenizer.eos_id, tokenizer.bos_id}
+    exported(store(wide_model(), tokenizer=tokenizer), out / "a.gguf")
+    stored = open_model(out / "a.gguf")
+    assert tokenizer.bos_id in stored.tokenizer.stop_ids
+    exported(stored, out / "folder", "hf")
+    again = open_model(out / "folder")
+    assert again.tokenizer.stop_ids == stored.tokenizer.stop_ids
+    assert not again.warnings
 
 
 @pytest.mark.parametrize("target", ["hf", "gguf"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from fox.errors import Failure, UserError
 from fox.export import gate
-from fox.export.gate import STEPS, check_config, check_tensors, check_tokenizer
+from fox.export.gate import STEPS, check_chats, check_config, check_tensors, check_tokenizer
 from fox.export.types import GGUF_TYPES
 from fox.formats.gguf.block_types import BLOCK_TYPES, BlockType
 from fox.formats.gguf.dequantize import dequantize
@@ -235,6 +236,46 @@ def test_a_damaged_file_is_stopped_and_nothing_is_left(
     assert list(out.iterdir()) == []
 
 
+def few_rows(change: Callable[[Tensor], Tensor], *rows: int) -> Callable[[Tensor], Tensor]:
+    """Some rows changed, and all the others as they were."""
+
+    def changed(weight_RC: Tensor) -> Tensor:
+        changed_RC = weight_RC.float().clone()
+        changed_RC[list(rows)] = change(changed_RC[list(rows)])
+        return changed_RC
+
+    return changed
+
+
+def one_block(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The second half of one row of 512."""
+    return few_rows(lambda w_RC: torch.cat((w_RC[:, :256], change(w_RC[:, 256:])), dim=1), 100)
+
+
+FEW_ROWS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "some words are zero": ("embed_tokens", few_rows(torch.zeros_like, 300, 301, 350)),
+    "two words swapped": ("embed_tokens", few_rows(lambda w: w.flip(0), 300, 301)),
+    "one word negated": ("embed_tokens", few_rows(torch.neg, 300)),
+    "a part of a gate is zero": ("layers.1.mlp.gate_proj", few_rows(torch.zeros_like, *range(40))),
+    "one row of a gate is twice as large": ("layers.1.mlp.gate_proj", few_rows(lambda w: w * 2, 511)),
+    "four rows of keys in others' place": ("layers.1.self_attn.k_proj", few_rows(lambda w: w.roll(4, 0), *range(8))),
+    "one block of a row is zero": ("layers.0.mlp.down_proj", one_block(torch.zeros_like)),
+}
+
+
+@pytest.mark.parametrize("file_type", ["q4_k_m", "q5_0"])
+@pytest.mark.parametrize(("part", "change"), FEW_ROWS.values(), ids=FEW_ROWS)
+def test_a_few_wrong_rows_are_stopped(
+    part: str, change: Callable[[Tensor], Tensor], file_type: str, monkeypatch: pytest.MonkeyPatch, wide: StoredModel,
+    out: Path,
+) -> None:  # fmt: skip
+    """The rest of the tensor is right, and large."""
+    weights(part, change)(monkeypatch)
+    with pytest.raises(Failure, match=rf"{part}\.weight is not as it was"):
+        exported(wide, out / "a.gguf", file_type=file_type)
+    assert list(out.iterdir()) == []
+
+
 @pytest.mark.parametrize("target", ["hf", "ollama"])
 def test_nothing_is_left_of_a_damaged_folder(
     target: str, monkeypatch: pytest.MonkeyPatch, wide: StoredModel, out: Path
@@ -330,7 +371,7 @@ def test_a_type_that_searches_may_be_four_times_worse_and_not_six(
     noise = torch.Generator().manual_seed(0)
     with monkeypatch.context() as patched:
         weights("mlp.up_proj", lambda w: w + 0.45 * w.std() * torch.randn(w.shape, generator=noise))(patched)
-        with pytest.raises(Failure, match=r"an error of 0\.4.* and Q4_K may have 0\.4"):
+        with pytest.raises(Failure, match=r"an error of 0\.5.* and Q4_K may have 0\.4"):
             exported(wide, out / "a.gguf", file_type="q4_k_m")
     weights("mlp.up_proj", lambda w: w + 0.25 * w.std() * torch.randn(w.shape, generator=noise))(monkeypatch)
     exported(wide, out / "a.gguf", file_type="q4_k_m")
@@ -345,6 +386,9 @@ HARD_WEIGHTS = {
     "large": _normal * 1000,
     "with outliers": _normal + 1000 * (_sparse < 0.001),
     "mostly zero": _normal * (_sparse < 0.05),
+    "some rows zero": _normal * (torch.arange(500) % 5 > 0)[:, None],
+    "rows of all sizes": _normal * torch.logspace(-12, 2, 500)[:, None],
+    "blocks with one outlier": _normal + 64 * (torch.arange(256) == 3),
     "zero": _normal * 0,
     "on few values": (_normal * 4).round() / 4,
     "far from zero": _normal.abs() + 5,
@@ -358,6 +402,14 @@ def test_true_rounding_is_never_stopped(weight_RC: Tensor, kind: str) -> None:
     of: BlockType = BLOCK_TYPES[kind]
     error_RC = (dequantize(quantize(weight_RC, of), of) - weight_RC).abs()
     assert (error_RC <= gate._allowed(weight_RC, kind)).all()
+
+
+@pytest.mark.parametrize("kind", gate.WORST_ERROR)
+@pytest.mark.parametrize("weight_RC", HARD_WEIGHTS.values(), ids=HARD_WEIGHTS)
+def test_a_search_is_never_stopped_nor_near_it(weight_RC: Tensor, kind: str) -> None:
+    of: BlockType = BLOCK_TYPES[kind]
+    error_RC = (dequantize(quantize(weight_RC, of), of) - weight_RC).abs()
+    assert gate._worst_error(weight_RC, error_RC, kind) < gate.WORST_ERROR[kind] / 2
 
 
 # Its parts
@@ -458,15 +510,47 @@ def test_chats_are_compared(own_tokenizer: Tokenizer) -> None:
     next(token for token in stated["added_tokens"] if token["content"] == "<|user|>")["rstrip"] = True
     other = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(stated)), own_tokenizer.config)
     other.stop_ids = own_tokenizer.stop_ids
+    assert check_tokenizer(own_tokenizer, other) > 50
     with pytest.raises(Failure, match=r"of the chat .*Be brief"):
-        check_tokenizer(own_tokenizer, other)
+        check_chats(own_tokenizer, other)
+    assert check_chats(own_tokenizer, own_tokenizer) == ""
 
 
-def test_a_template_that_refuses_must_refuse_in_both(own_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_template_that_refuses_must_refuse_in_both(own_tokenizer: Tokenizer) -> None:
     refuses = "{{ raise_exception('no') if messages[0].role == 'system' }}{{ messages[0].content }}"
     other = copy.copy(own_tokenizer)
     other.config = {**own_tokenizer.config, "chat_template": refuses}
-    assert check_tokenizer(other, other) > 50
-    monkeypatch.setattr(gate, "_templates", lambda tokenizer: {"default": "as if the same"})
+    assert check_chats(other, other) == "", "it takes the others"
     with pytest.raises(Failure, match="makes None of the chat"):
-        check_tokenizer(own_tokenizer, other)
+        check_chats(own_tokenizer, other)
+
+
+BROKEN = {
+    "broken": ("{% for m in messages %}", "can't render these messages: "),
+    "refuses all": ("{{ raise_exception('[b]no[/b]') }}", r"can't render these messages: \[b\]no\[/b\]"),
+    "nothing": ("{{ '' }}", "makes nothing of these messages"),
+    "no default": ([{"name": "tools", "template": "x"}], "none is named default"),
+}
+
+
+@pytest.mark.parametrize(("template", "told"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("target", ["gguf", "ollama"])
+def test_a_template_that_renders_no_chat_is_told(
+    template: Any, told: str, target: str, wide_model: Callable[..., Transformer], store: Callable[..., StoredModel],
+    own_tokenizer: Tokenizer, out: Path,
+) -> None:  # fmt: skip
+    """Nothing of it could be compared, which must not look as if it had been."""
+    broken = copy.copy(own_tokenizer)
+    broken.config = {**own_tokenizer.config, "chat_template": template}
+    made = exported(store(wide_model(), tokenizer=broken), out / "made", target)
+    assert not made.renders_chats
+    (warning,) = made.warnings
+    assert re.search(f"its chat template .*{told}.*`fox chat` will refuse it", warning)
+    good = exported(store(wide_model()), out / "good", target)
+    assert good.renders_chats and not good.warnings
+
+
+def test_the_time_that_passes_is_no_difference(own_tokenizer: Tokenizer) -> None:
+    ticks = copy.copy(own_tokenizer)
+    ticks.config = {**own_tokenizer.config, "chat_template": "{{ strftime_now('%f') }}{{ messages[0].content }}"}
+    assert check_chats(ticks, ticks) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def as_ollama_renders(template: str, messages: list[Message]) -> str:
 @pytest.mark.parametrize("name", SAYABLE)
 def test_conversations_come_out_as_the_template_writes_them(name: str, own_tokenizer: Tokenizer) -> None:
     tokenizer = with_template(own_tokenizer, SAYABLE[name])
-    template = go_template(tokenizer)
+    template = go_template(tokenizer).text
     assert template is not None
     for messages in TRIALS:
         (wanted,) = rendered_chats(tokenizer, [messages], True)
@@ -93,7 +94,7 @@ def test_conversations_come_out_as_the_template_writes_them(name: str, own_token
 
 
 def test_the_comparison_notices_another_template(own_tokenizer: Tokenizer) -> None:
-    template = go_template(with_template(own_tokenizer, SMOLLM2))
+    template = go_template(with_template(own_tokenizer, SMOLLM2)).text
     assert template is not None
     (wanted,) = rendered_chats(with_template(own_tokenizer, CHATML), [TRIALS[0]], True)
     assert as_ollama_renders(template, TRIALS[0]) != wanted
@@ -103,17 +104,44 @@ def test_the_comparison_notices_another_template(own_tokenizer: Tokenizer) -> No
 @pytest.mark.timeout(30)
 def test_what_can_not_be_said_is_left_to_ollama(name: str, own_tokenizer: Tokenizer) -> None:
     tokenizer = with_template(own_tokenizer, UNSAYABLE[name])
-    assert go_template(tokenizer) is None
-    assert modelfile(tokenizer, "model.gguf").startswith("FROM ./model.gguf\nPARAMETER stop")
+    template = go_template(tokenizer)
+    assert template.text is None
+    assert bool(template.why_not) is (name != "none")
+    lines = modelfile(tokenizer, template, "model.gguf").splitlines()
+    told = [f"# Without TEMPLATE, for the model's chat template {template.why_not}."] if template.why_not else []
+    assert lines[: 1 + len(told)] == ["FROM ./model.gguf", *told]
+    assert all(line.startswith(("FROM ./", "# ", "PARAMETER stop ")) for line in lines)
+
+
+@pytest.mark.parametrize("form", ["%d %b %Y", "%H:%M", "%A", "%S", "%j", "%p"])
+def test_a_date_is_not_frozen_on_the_day_of_the_export(
+    form: str, own_tokenizer: Tokenizer, wide: StoredModel, out: Path
+) -> None:
+    """As Llama 3.2's template has it."""
+    dated = "{{ bos_token }}{% if messages[0].role != 'system' %}Today: {{ strftime_now('" + form + "') }}\n{% endif %}"
+    dated += "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}{{ '<|assistant|>' if add_generation_prompt }}"
+    tokenizer = with_template(own_tokenizer, dated)
+    template = go_template(tokenizer)
+    assert (template.text, template.why_not[:28]) == (None, "tells the model the date, an")
+    assert go_template(with_template(own_tokenizer, dated.replace("strftime_now", "string"))).text is None, (
+        "no function"
+    )
+    fixed = re.sub(r"{{ strftime_now.*?}}", "26 Jul 2024", dated)
+    assert "26 Jul 2024" in str(go_template(with_template(own_tokenizer, fixed)).text)
+    made = exported(dataclasses.replace(wide, tokenizer=tokenizer), out / "folder", "ollama", "q8_0")
+    assert 'TEMPLATE "' not in (out / "folder/Modelfile").read_text()
+    (warning,) = made.warnings
+    assert warning.startswith("the Modelfile has no TEMPLATE, for the chat template tells the model the date")
+    assert "write your own" in warning and made.renders_chats
 
 
 def test_the_trials_are_what_tells(monkeypatch: pytest.MonkeyPatch, own_tokenizer: Tokenizer) -> None:
     monkeypatch.setattr(ollama, "_TRIALS", ())
-    assert go_template(with_template(own_tokenizer, UNSAYABLE["numbered"])) is not None
+    assert go_template(with_template(own_tokenizer, UNSAYABLE["numbered"])).text is not None
 
 
 def test_the_modelfile_of_foxs_own(own_tokenizer: Tokenizer) -> None:
-    assert modelfile(own_tokenizer, "model.gguf") == (
+    assert modelfile(own_tokenizer, go_template(own_tokenizer), "model.gguf") == (
         "FROM ./model.gguf\n"
         'TEMPLATE """{{ range .Messages }}'
         '{{ if eq .Role "system" }}<|system|>\n{{ .Content }}<eos>\n'
@@ -126,7 +154,7 @@ def test_the_modelfile_of_foxs_own(own_tokenizer: Tokenizer) -> None:
 
 
 def test_a_default_system_message_stands_only_where_none_is_given(own_tokenizer: Tokenizer) -> None:
-    template = go_template(with_template(own_tokenizer, SMOLLM2))
+    template = go_template(with_template(own_tokenizer, SMOLLM2)).text
     assert template is not None
     asked: Message = {"role": "user", "content": "Hi"}
     assert "named SmolLM" in as_ollama_renders(template, [asked])
@@ -136,5 +164,8 @@ def test_a_default_system_message_stands_only_where_none_is_given(own_tokenizer:
 def test_the_folder(wide: StoredModel, out: Path) -> None:
     made = exported(wide, out / "folder", "ollama", "q8_0")
     assert {path.name for path in (out / "folder").iterdir()} == {"model.gguf", "Modelfile", "README.md"}
-    assert (out / "folder/Modelfile").read_text() == modelfile(wide.tokenizer, "model.gguf")
+    assert (out / "folder/Modelfile").read_text() == modelfile(
+        wide.tokenizer, go_template(wide.tokenizer), "model.gguf"
+    )
+    assert not made.warnings
     assert made.num_bytes == (out / "folder/model.gguf").stat().st_size

@@ -257,3 +257,51 @@ def test_files_with_holes(name: str, start: bytes, tmp_path: Path, refused: Refu
     os.truncate(tmp_path / name, 1 << 40)
     with refused("model"):
         SafetensorsFiles(tmp_path)
+
+
+def test_a_file_larger_than_memory_is_read(tmp_path: Path) -> None:
+    """Only what is asked for takes memory: whoever has the disk for a model can convert it."""
+    rows, columns = 1 << 27, 1 << 10  # half a terabyte
+    end = 4 * rows * columns
+    start = safetensors({"a": told(0, end, shape=[rows, columns]), "b": told(end, end + 8)})
+    path = tmp_path / SINGLE
+    path.write_bytes(start)
+    os.truncate(path, len(start) + end + 8)
+    with path.open("r+b") as file:
+        file.seek(len(start) + 4 * columns * (rows - 1))
+        file.write(struct.pack("<f", 5.0))
+        file.seek(len(start) + end)
+        file.write(struct.pack("<2f", 6.0, 7.0))
+    files = SafetensorsFiles(tmp_path)
+    assert files.shapes == {"a": (rows, columns), "b": (2,)}
+    assert files.read_rows("a", rows - 2).tolist() == [[0.0] * columns, [5.0] + [0.0] * (columns - 1)]
+    assert files.read_rows("b").tolist() == [[6.0, 7.0]]
+
+
+@pytest.mark.parametrize("blanks", range(5))
+@pytest.mark.parametrize(("dtype", "form"), [("F32", "f"), ("F16", "e")])
+def test_numbers_at_any_place(dtype: str, form: str, blanks: int, tmp_path: Path) -> None:
+    """The format does not ask for a header of a certain length; most writers make it a multiple of eight."""
+    size = struct.calcsize(form)
+    header = json.dumps({"a": told(0, 6 * size, dtype, [3, 2]), "b": told(6 * size, 6 * size, dtype, [0, 2])}).encode()
+    (tmp_path / SINGLE).write_bytes(safetensors(header + b" " * blanks, struct.pack(f"<6{form}", *range(6))))
+    files = SafetensorsFiles(tmp_path)
+    assert files.read_rows("a").tolist() == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    assert files.read_rows("a", 1, 3).tolist() == [[2.0, 3.0], [4.0, 5.0]]
+    assert files.read_rows("a", 2, 9).tolist() == [[4.0, 5.0]]
+    assert files.read_rows("a", 3).shape == (0, 2) == files.read_rows("b").shape
+
+
+def test_what_is_done_to_weights_does_not_reach_their_file(tmp_path: Path) -> None:
+    content = safetensors(WHOLE, DATA)
+    (tmp_path / SINGLE).write_bytes(content)
+    SafetensorsFiles(tmp_path).read_rows("a").fill_(9.0)
+    assert (tmp_path / SINGLE).read_bytes() == content
+
+
+def test_a_file_that_became_shorter(tmp_path: Path) -> None:
+    (tmp_path / SINGLE).write_bytes(safetensors(WHOLE, DATA))
+    files = SafetensorsFiles(tmp_path)
+    os.truncate(tmp_path / SINGLE, 20)
+    with pytest.raises(UserError, match=r"model\.safetensors'?: can't be read"):
+        files.read_rows("a")

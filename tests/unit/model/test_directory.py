@@ -142,6 +142,32 @@ def test_ends_in_a_list_all_end_a_reply_also_one_that_pads(folder: Path) -> None
     assert not stored.warnings
 
 
+@pytest.mark.parametrize("place", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("states_bos", [True, False])
+def test_a_beginning_that_its_config_calls_an_end_ends_a_reply_too(place: str, states_bos: bool, folder: Path) -> None:
+    """Qwen3's layout with bos <|endoftext|>, which both begins a text and ends one."""
+    bos, eos = (load_model(folder)[1].bos_id, load_model(folder)[1].eos_id)
+    assert bos is not None and bos != eos
+    for name in ("config.json", "generation_config.json"):
+        written = json.loads((folder / name).read_text())
+        ends = {"eos_token_id": [eos, bos] if name == place else eos, "bos_token_id": bos if states_bos else None}
+        (folder / name).write_text(json.dumps({**written, **ends}))
+    stored = open_model(folder)
+    assert stored.tokenizer.stop_ids == {eos, bos}
+    assert not stored.warnings
+
+
+def test_a_swapped_config_is_believed_no_more_where_another_is_right(folder: Path) -> None:
+    """As the released Fox-1's would be, had its generation_config.json been mended alone."""
+    bos, eos = (load_model(folder)[1].bos_id, load_model(folder)[1].eos_id)
+    for name, pair in (("config.json", (eos, bos)), ("generation_config.json", (bos, eos))):
+        written = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps({**written, "bos_token_id": pair[0], "eos_token_id": pair[1]}))
+    stored = open_model(folder)
+    assert stored.tokenizer.stop_ids == {eos}
+    assert "the tokenizer's are used" in stored.warnings[0]
+
+
 def test_what_qwen3_leaves_out_is_as_transformers_has_it(
     make_model: Callable[..., Transformer], tiny_tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
@@ -285,3 +311,17 @@ def test_a_tokenizer_without_an_end(tiny_model: Transformer, tiny_tokenizer: Tok
     endless = Tokenizer(tiny_tokenizer.backend, {**tiny_tokenizer.config, "eos_token": None})
     with pytest.raises(UserError, match="eos_token: is missing"):
         save_model(tmp_path / "model", tiny_model, endless)
+
+
+def test_a_model_larger_than_this_machine_s_memory_is_refused_before_its_weights_are_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = open_model(folder)
+    monkeypatch.setattr("fox.model.stored.machine_bytes", lambda: 4 * stored.num_parameters() - 1)
+    monkeypatch.setattr(stored.weights, "read_rows", None)
+    with pytest.raises(UserError, match=r"takes .* GB of memory, and this machine has .* GB"):
+        stored.load()
+    monkeypatch.undo()
+    for enough in (4 * stored.num_parameters(), 0):  # 0 where a system doesn't tell
+        monkeypatch.setattr("fox.model.stored.machine_bytes", lambda enough=enough: enough)
+        stored.load()

@@ -399,3 +399,15 @@ def test_the_base_model_of_a_continued_training_is_told(whole_run: Path, tmp_pat
     assert "began with the weights of Owner/Small (<https://huggingface.co/Owner/Small>)" in card
     assert "as its files state: mit" in card
     assert "It knows nothing that is not in them" not in card
+
+
+def test_a_broken_chat_template_is_no_template_to_talk_by() -> None:
+    row = r"\| chat template \| (.*) \|"
+    for other, told in (
+        ({}, "yes"),
+        ({"has_chat_template": False}, "no"),
+        ({"renders_chats": False}, "yes, but it is broken"),
+    ):
+        card = model_card(about(target="gguf", part="", **other), None)
+        assert re.search(row, card)[1].startswith(told)  # type: ignore[index]
+        assert ("fox chat" in card) is ("conversational" in card) is (told == "yes")

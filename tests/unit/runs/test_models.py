@@ -304,6 +304,21 @@ def test_what_the_source_states_arrives(folder: Path, tmp_path: Path) -> None:
     assert open_model(tmp_path / "a.gguf").license == "mit"
 
 
+def test_a_type_is_found_in_capitals_too(folder: Path, tmp_path: Path) -> None:
+    export_model(str(folder), "gguf", "Q8_0", tmp_path / "a.gguf", None, Console(file=io.StringIO()))
+    assert open_model(tmp_path / "a.gguf").weights.stored_types["model.layers.0.mlp.up_proj.weight"] == "Q8_0"
+    with pytest.raises(UserError, match="--type = 'q9_9': is no type of gguf"):
+        export_model(str(folder), "gguf", "Q9_9", tmp_path / "b.gguf", None, Console(file=io.StringIO()))
+
+
+def test_what_is_wrong_with_a_template_is_told_and_on_the_card(folder: Path, tmp_path: Path) -> None:
+    told = io.StringIO()
+    (folder / "chat_template.jinja").write_text("{{ raise_exception('[red]no') }}")
+    export_model(str(folder), "gguf", None, tmp_path / "a.gguf", None, Console(file=told))
+    assert "warning: " in told.getvalue() and "[red]no. It was written as it is" in told.getvalue()
+    assert "yes, but it is broken" in (tmp_path / "a.md").read_text()
+
+
 def test_a_text_without_end_is_no_text(folder: Path) -> None:
     quiet = Console(file=io.StringIO())
     with pytest.raises(UserError, match="no regular file"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from fox.errors import UserError
 from fox.tokenizer import Tokenizer
 from fox.tokenizer import chat as fox_chat
-from fox.tokenizer.chat import check_template, encode_chat, encode_chats
+from fox.tokenizer.chat import check_template, encode_chat, encode_chats, rendered_chats
 from fox.tokenizer.train import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 PIECES = [
@@ -293,3 +294,13 @@ def test_marks_put_no_space_where_the_text_has_none(kind: str, prompt: bool, tmp
     template = TURNS if kind != "never" else TURNS.replace("A: {% gen", "A:{% gen")
     Tokenizer(backend, {"bos_token": "<s>", "eos_token": "</s>", "chat_template": template}).save(tmp_path)
     assert_as_transformers(tmp_path, prompt)
+
+
+def test_a_template_that_asks_for_the_time_is_told_it(tiny_tokenizer: Tokenizer) -> None:
+    tokenizer = with_template(tiny_tokenizer, "{{ strftime_now('%d %b %Y, %H:%M') }} {{ messages[0].content }}")
+    then = datetime(1987, 2, 3, 4, 5)
+    assert rendered_chats(tokenizer, [user("Hi")], now=then) == ["03 Feb 1987, 04:05 Hi"]
+    assert tokenizer.decode(encode_chat(tokenizer, user("Hi"), now=then).ids.tolist()) == "03 Feb 1987, 04:05 Hi"
+    years = {f"{datetime.now():%Y}"}
+    (by_the_clock,) = rendered_chats(tokenizer, [user("Hi")])
+    assert by_the_clock.split(",")[0].split()[-1] in years | {f"{datetime.now():%Y}"}, "the last time is forgotten"
