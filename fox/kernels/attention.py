@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fox.kernels.native.attention import attend_in_documents
 
-# Where there is no kernel of our own (fox/kernels/native): up to this many tokens a row, on a processor, matrix products with all scores held beat torch's fused attention, whose backward
-# pass is slow there: a whole training step of 16 layers of 512 at 1,024 tokens takes nine tenths of the time, one of 6 layers of
+# Where there is no kernel of our own (fox/kernels/native): up to this many tokens a row, on a processor, matrix products with all
+# scores held beat torch's fused attention, whose backward pass is slow there: a whole training step of 16 layers of 512 at 1,024 tokens takes nine tenths of the time, one of 6 layers of
 # 384 at 512 tokens as well (LOG.md). The scores grow with the square of the row, so longer rows are the fused one's.
 _MOST_TOKENS_BY_PRODUCTS = 1024
 _FEWEST_QUERIES = 128
@@ -29,7 +29,8 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1TS: Tensor | N
     Returns (B, N, T, H). `attend_plainly` is its twin.
     """
     if mask_B1TS is not None and mask_B1TS.dtype == torch.int32:
-        return attend_in_documents(q_BNTH, k_BKSH, v_BKSH, mask_B1TS)
+        dtype = v_BKSH.dtype  # norms of queries and keys leave them in float32
+        return attend_in_documents(q_BNTH.to(dtype), k_BKSH.to(dtype), v_BKSH, mask_B1TS)
     short = q_BNTH.shape[2] == k_BKSH.shape[2] <= _MOST_TOKENS_BY_PRODUCTS
     if short and q_BNTH.device.type == "cpu":
         if mask_B1TS is None and torch.is_grad_enabled() and q_BNTH.requires_grad:

@@ -128,10 +128,10 @@ def is_running(folder: Path) -> bool:
 
 
 def describe_runs(found: list[Summary], folder: Path) -> str:
-    """Two lines a run, at most 60 characters each where names are short."""
+    """The runs by their folders' names; lines of at most 60 characters where names are short."""
     if not found:
         return f"no runs below {folder}"
-    return "\n".join(line for summary in found for line in _lines(summary))
+    return "\n".join([f"In {folder}:", *(line for summary in found for line in _lines(summary))])
 
 
 def describe_comparison(compared: dict[str, Any]) -> str:
@@ -226,7 +226,8 @@ def _speed(run: RunFiles) -> dict[str, float | None]:
 def _lines(summary: Summary) -> Iterator[str]:
     signs = {"done": "✓", "running": "…", "stopped": "▪", "": "·"}
     steps = " ".join(f"{step}{signs[state]}" for step, state in summary.state.items())
-    yield f"{summary.name}{'  (running)' if summary.running else ''}"
+    named = f", {summary.name}" if summary.name != Path(summary.folder).name else ""
+    yield f"{Path(summary.folder).name}{named}{'  (running)' if summary.running else ''}"
     yield f"  {steps}"
     planned = f" of {_tokens(summary.tokens_planned)}" if summary.tokens_planned else ""
     yield f"  {_tokens(summary.tokens_done)}{planned} tokens, loss {_number(summary.loss)}"

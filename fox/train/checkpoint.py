@@ -42,7 +42,11 @@ LATEST = "latest"
 _STATE = "state.json"
 _STATE_OF = "state."  # how torch begins the names of an optimiser's tensors
 _FIRST_FORMAT = ("model.safetensors", "optimizer.safetensors")
-_HOW_BACK = {"fox": "Install that fox", "torch": "Install that torch"}
+_HOW_BACK = {
+    "fox": "Install that fox",
+    "torch": "Install that torch",
+    "attention": "Go on where Fox's own kernel works as it did then (it needs g++, and AVX-512 with bf16; see the warnings)",
+}
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 
 import torch
 
+from fox.cache import cache_folder
 from fox.errors import UserError
 from fox.model import Transformer
 
@@ -34,5 +34,4 @@ def compile_blocks(model: Transformer) -> None:
 
 def _keep_code() -> None:
     """Keep compiled code between runs and restarts of the machine: torch's own place for it is in the folder of temporary files."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "fox" / "torchinductor"))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))

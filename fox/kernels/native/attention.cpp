@@ -60,9 +60,10 @@ inline __m512i paired(__m256i low, __m256i high) {
     return _mm512_or_si512(_mm512_cvtepu16_epi32(low), _mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16));
 }
 
-// 2^x by a polynomial of the fractional part (Taylor's, at most 0.5 away from a whole number: within 4e-6 of the truth).
+// 2^x by a polynomial of the fractional part (Taylor's, at most 0.5 away from a whole number: within 4e-6 of the truth). Of two
+// numbers, VMAXPS takes the second one where one is no number: what is none stays none, so that a loss of it is seen.
 inline __m512 exp2_of(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-200.0f));
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);
     const __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 part = _mm512_sub_ps(x, whole);
     __m512 sum = _mm512_set1_ps(1.3333558e-3f);
@@ -441,7 +442,9 @@ void backward_block(const Shape& shape, const Keys& keys, const Keys& values, co
             for (int z = 0; z < kPanel; ++z) {
                 const auto slope_of = [&](int of) {
                     const __m512 scaled = _mm512_mul_ps(_mm512_load_ps(weights[of] + z * kLanes), scales);
-                    return narrowed(_mm512_mul_ps(scaled, _mm512_sub_ps(tile[of][z], dot[z])));
+                    const __m512 made = _mm512_mul_ps(scaled, _mm512_sub_ps(tile[of][z], dot[z]));
+                    // Where nothing is seen it is 0, even if the query's own sum is no number.
+                    return narrowed(all_see ? made : _mm512_maskz_mov_ps(queries.lanes[z].see(first_key + row + of), made));
                 };
                 const __m256i one = slope_of(r), other = slope_of(r + 1);
                 _mm256_store_si256(reinterpret_cast<__m256i*>(slope + (row + r) * kBlock + z * kLanes), one);

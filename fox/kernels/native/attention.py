@@ -26,13 +26,17 @@ def attend_in_documents(q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, begins_B
     """Mix the values that each token may see: those from `begins_BT` (int32, never falling along a row) up to itself.
 
     All bf16, with H a multiple of 32. Returns (B, N, T, H), stored as (B, T, N, H). Scores, sums and gradients are summed in
-    float32; a token's weights are rounded to bf16. The same bits for the same number of threads.
+    float32; a token's weights are rounded to bf16. With another number of threads gradients differ in their last bits.
     """
     return _attend(q_BNTH, k_BKTH, v_BKTH, begins_BT)[0]
 
 
 @torch.library.custom_op("fox::attend_in_documents", mutates_args=())
 def _attend(q_BNTH: Tensor, k_BKTH: Tensor, v_BKTH: Tensor, begins_BT: Tensor) -> tuple[Tensor, Tensor]:
+    (B, N, T, H), K = q_BNTH.shape, k_BKTH.shape[1]
+    assert {x.dtype for x in (q_BNTH, k_BKTH, v_BKTH)} == {torch.bfloat16}, "the kernel reads 16 bits a number"
+    assert k_BKTH.shape == v_BKTH.shape == (B, K, T, H) and N % K == 0 and H % _HEAD_SIZE_MULTIPLE == 0
+    assert begins_BT.shape == (B, T) and begins_BT.dtype == torch.int32
     q_BNTH, k_BKTH, v_BKTH = map(_readable, (q_BNTH, k_BKTH, v_BKTH))
     out_BNTH, log_sum_BNT = _like_output(q_BNTH)
     begins_BT = begins_BT.contiguous()
@@ -53,6 +57,7 @@ def _attend_back(
     out_BNTH: Tensor,
     log_sum_BNT: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    assert grad_BNTH.dtype == torch.bfloat16 and grad_BNTH.shape == q_BNTH.shape
     grads = [torch.empty_like(x) for x in (q_BNTH, k_BKTH, v_BKTH)]
     q_BNTH, k_BKTH, v_BKTH, out_BNTH, grad_BNTH = map(_readable, (q_BNTH, k_BKTH, v_BKTH, out_BNTH, grad_BNTH))
     begins_BT, log_sum_BNT = begins_BT.contiguous(), log_sum_BNT.contiguous()

@@ -1,7 +1,7 @@
 """Compiles the C++ beside this file once, and loads it.
 
 There is no torch in it: it takes addresses and strides, so that it compiles in seconds and serves any torch. Its OpenMP is the
-one that torch has loaded, whose threads it shares.
+one that torch has loaded, whose threads it shares; that is GNU's, and so is the compiler.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from pathlib import Path
 
 import torch
 
+from fox.cache import cache_folder
+
+_COMPILER = "g++"
 _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
 _AVX512_BF16 = ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mfma")
-_COMPILERS = ("g++", "clang++")
 
 
 @lru_cache(maxsize=1)
@@ -40,31 +42,41 @@ def avx512_bf16() -> ctypes.CDLL | None:
 
 
 def _load(source: Path, instructions: tuple[str, ...]) -> ctypes.CDLL | None:
-    compiler = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    """The library of `source`, kept from before or compiled now. None without a compiler; or, with a warning, where it fails."""
+    compiler = shutil.which(_COMPILER)
     if compiler is None:
         return None
     words = [compiler, *_FLAGS, *instructions]
     version = subprocess.run([compiler, "--version"], capture_output=True).stdout
     made_of = hashlib.sha256(b"\0".join([source.read_bytes(), version, *map(str.encode, words)])).hexdigest()
-    kept = _kept_in() / f"{source.stem}-{made_of[:24]}.so"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=kept.parent
-        ) as folder:  # two processes may compile at once: the last one stays
-            made = Path(folder) / kept.name
-            done = subprocess.run([*words, str(source), "-o", str(made)], capture_output=True, text=True)
-            if done.returncode:
-                warnings.warn(
-                    f"{source.name} could not be compiled by {compiler}, so torch's own products do its work: "
-                    f"{done.stderr.strip()[-500:]}",
-                    stacklevel=2,
-                )
-                return None
-            made.replace(kept)
+    kept = cache_folder() / "native" / f"{source.stem}-{made_of[:24]}.so"
+    try:
+        return ctypes.CDLL(str(kept))
+    except OSError:  # there is none yet, or a power cut has left half of one
+        pass
+    try:
+        return _compile(words, source, kept)
+    except OSError as error:
+        why = str(error)
+    except subprocess.CalledProcessError as error:
+        why = error.stderr.decode("utf-8", "replace").strip()[-500:]
+    warnings.warn(
+        f"{source.name} could not be compiled by {compiler} and kept in {kept.parent}, so torch's own operations do its work, "
+        f"slower: {why}",
+        stacklevel=3,
+    )
+    return None
+
+
+def _compile(words: list[str], source: Path, kept: Path) -> ctypes.CDLL:
+    """Raises OSError or CalledProcessError where that fails; nothing half-made is kept."""
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=kept.parent
+    ) as folder:  # two processes may compile at once: the last one's stays
+        made = Path(folder) / kept.name
+        subprocess.run([*words, str(source), "-o", str(made)], capture_output=True, check=True)
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        made.replace(kept)
     return ctypes.CDLL(str(kept))
-
-
-def _kept_in() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return cache / "fox" / "native"

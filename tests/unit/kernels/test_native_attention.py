@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.library import opcheck
 
+from fox.cache import cache_folder
 from fox.kernels.attention import attend, attend_plainly
 from fox.kernels.native import attention as native
 from fox.kernels.native import library
@@ -107,6 +108,32 @@ def test_sharp_scores_and_far_maxima() -> None:
 
 
 @needs_kernel
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["query", "key", "value"])
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_is_no_number_stays_none_where_the_plain_twin_has_none(which: int, number: float) -> None:
+    """So that a loss of it is seen; and no other document has any of it."""
+    given = [drawn(1, 200, n, 64, seed).detach() for seed, n in enumerate((2, 1, 1))]
+    given[which][0, 0, 70, 3] = number
+    where = torch.zeros(1, 200, dtype=torch.int32)
+    where[:, 64:] = 64
+    where[:, 128:] = 128
+    given = [x.requires_grad_() for x in given]
+    weight = torch.ones(1, 2, 200, 64)
+    made = outcome(attend, given, where, weight.bfloat16())
+    of_it = slice(64, 128)
+    alone = [x.detach().float()[:, :, of_it].requires_grad_() for x in given]
+    plain = outcome(attend_plainly, alone, where[:, of_it] - 64, weight[:, :, of_it])
+    for place, (one, other) in enumerate(zip(made, plain, strict=True)):
+        lost_T, plainly_lost_T = (~x.isfinite().all(-1).all(1)[0] for x in (one, other))
+        if place < 2:
+            assert lost_T[of_it][plainly_lost_T].all()
+        else:  # the plain softmax makes weights of keys none, too, that the query does not see
+            assert lost_T[of_it].any() == plainly_lost_T.any()
+        assert not lost_T[:64].any() and not lost_T[128:].any()
+    assert not made[0].isfinite().all()
+
+
+@needs_kernel
 def test_nothing_leaks_between_documents_or_from_what_follows() -> None:
     q, k, v = (drawn(1, 150, 2, 64, seed).detach() for seed in range(3))
     where = begins(1, 150, 30.0)
@@ -144,18 +171,28 @@ def test_any_strides() -> None:
 
 
 @needs_kernel
-def test_torch_knows_the_operation() -> None:
-    given = [drawn(1, 40, n, 32, seed) for seed, n in enumerate((2, 1, 1))]
-    opcheck(native._attend, (*given, begins(1, 40, 9.0)))
+def test_torch_knows_the_operation_and_it_takes_nothing_else() -> None:
+    q, k, v = (drawn(1, 40, n, 32, seed) for seed, n in enumerate((4, 2, 2)))
+    where = begins(1, 40, 9.0)
+    opcheck(native._attend, (q, k, v, where))
+    wrong = [
+        (q.float(), k, v, where), (q, k, v[:, :, 1:], where), (q[:, 1:], k, v, where), (q, k, v, where[:, 1:]), (q, k, v, where.long())
+    ]  # fmt: skip
+    for some in wrong:
+        with pytest.raises(AssertionError):
+            native._attend(*some)
 
 
 @needs_kernel
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_model_that_multiplies_in_bf16_uses_it(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_multiplies_in_bf16_uses_it(
+    checkpointing: bool, qk_norm: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = ModelConfig(
         vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
         head_dim=32, max_position_embeddings=80, rope_theta=10_000.0, rms_norm_eps=1e-5, initializer_range=0.1,
-        tie_word_embeddings=True,
+        tie_word_embeddings=True, qk_norm=qk_norm,
     )  # fmt: skip
     model = Transformer(config)
     model.initialise(torch.Generator().manual_seed(0))
@@ -214,6 +251,37 @@ def test_it_is_compiled_once(source: Path, tmp_path: Path, monkeypatch: pytest.M
     assert changed is not None and changed.answer() == 43
 
 
+def test_half_a_library_is_made_anew(source: Path, tmp_path: Path) -> None:
+    if library._load(source, ()) is None:
+        pytest.skip("no compiler")
+    (kept,) = (tmp_path / "cache/fox/native").iterdir()
+    other = kept.with_name("other.so")  # what this process has loaded must not be cut
+    other.write_bytes(kept.read_bytes()[:1000])
+    other.replace(kept)
+    made = library._load(source, ())
+    assert made is not None and made.answer() == 42
+
+
+@pytest.mark.parametrize("cache", ["/proc/nowhere", "file"])
+def test_a_cache_that_can_not_be_written_is_told(
+    cache: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))  # absolute ones stay as they are
+    if not library.shutil.which(library._COMPILER):
+        pytest.skip("no compiler")
+    with pytest.warns(UserWarning, match="answer.cpp could not be compiled by .* and kept in .*native"):
+        assert library._load(source, ()) is None
+
+
+def test_a_relative_cache_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "here")
+    assert cache_folder() == tmp_path / ".cache/fox"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "there"))
+    assert cache_folder() == tmp_path / "there/fox"
+
+
 def test_without_a_compiler_torch_does_it(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.shutil, "which", lambda name: None)
     assert library._load(source, ()) is None
@@ -221,7 +289,7 @@ def test_without_a_compiler_torch_does_it(source: Path, monkeypatch: pytest.Monk
 
 def test_what_does_not_compile_is_told(source: Path, tmp_path: Path) -> None:
     source.write_text("this is no C++")
-    if not any(map(library.shutil.which, library._COMPILERS)):
+    if not library.shutil.which(library._COMPILER):
         pytest.skip("no compiler")
     with pytest.warns(UserWarning, match="answer.cpp could not be compiled"):
         assert library._load(source, ()) is None

@@ -66,8 +66,15 @@ def test_each_run_is_listed_with_its_steps(runs: Path) -> None:
     assert not found["one"].running
 
 
+def test_a_list_names_the_folder_that_compare_and_clean_take(runs: Path) -> None:
+    (runs / "one").rename(runs / "another")
+    told = describe_runs(summaries(runs), runs)
+    assert told.splitlines()[0] == f"In {runs}:"
+    assert {"another, tiny", "two, tiny", "half, tiny"} < set(told.splitlines())
+
+
 def test_a_list_fits_60_columns(runs: Path) -> None:
-    assert [line for line in describe_runs(summaries(runs), runs).splitlines() if len(line) > 60] == []
+    assert [line for line in describe_runs(summaries(runs), runs).splitlines()[1:] if len(line) > 60] == []
 
 
 def test_a_damaged_run_is_listed_all_the_same(runs: Path) -> None:
