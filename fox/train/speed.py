@@ -27,6 +27,7 @@ from torch import Tensor
 
 from fox.model import ModelConfig, Transformer
 from fox.recipe.schema import Model, Optimizer, Train
+from fox.train.allocator import keep_freed_memory
 from fox.train.batches import Batch
 from fox.train.compilation import compile_blocks
 from fox.train.distributed import clip_gradients, spread, summed_pass
@@ -93,6 +94,7 @@ def time_step(
     made is kept in torch's cache, and training finds it there.
     """
     began = time.perf_counter()
+    keep_freed_memory()  # as training does: fresh pages for every tensor take up to half of a pass's time
     if not compiled and _row_flops(model, vocab_size, shape) > 4 * limit_s * _flops_per_second():
         return None
     before = resident_bytes()

@@ -1,4 +1,4 @@
-"""attention.cpp as two operations of torch: attention within documents, and its way back.
+"""The C++ in avx512_bf16 as two operations of torch: attention within documents, and its way back.
 
 B rows, T tokens, N query heads, K key/value heads, H head size
 """

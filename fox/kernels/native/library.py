@@ -1,4 +1,4 @@
-"""Compiles the C++ beside this file once, and loads it.
+"""Compiles the C++ in the folders beside this file once, and loads it.
 
 There is no torch in it: it takes addresses and strides, so that it compiles in seconds and serves any torch. Its OpenMP is the
 one that torch has loaded, whose threads it shares; that is GNU's, and so is the compiler.
@@ -38,44 +38,46 @@ def avx512_bf16() -> ctypes.CDLL | None:
         return None
     if not able.get("avx512_bf16") or able.get("amx_bf16"):
         return None
-    return _load(Path(__file__).with_name("attention.cpp"), _AVX512_BF16)
+    return _load(Path(__file__).with_name("avx512_bf16"), _AVX512_BF16)
 
 
-def _load(source: Path, instructions: tuple[str, ...]) -> ctypes.CDLL | None:
-    """The library of `source`, kept from before or compiled now. None without a compiler; or, with a warning, where it fails."""
+def _load(folder: Path, instructions: tuple[str, ...]) -> ctypes.CDLL | None:
+    """The library of a folder's sources, kept from before or compiled now. None without a compiler; or, with a warning, where it fails."""
     compiler = shutil.which(_COMPILER)
     if compiler is None:
         return None
     words = [compiler, *_FLAGS, *instructions]
     version = subprocess.run([compiler, "--version"], capture_output=True).stdout
-    made_of = hashlib.sha256(b"\0".join([source.read_bytes(), version, *map(str.encode, words)])).hexdigest()
-    kept = cache_folder() / "native" / f"{source.stem}-{made_of[:24]}.so"
+    sources = sorted(folder.glob("*.cpp"))
+    read = [path.read_bytes() for path in (*sources, *sorted(folder.glob("*.h")))]
+    made_of = hashlib.sha256(b"\0".join([*read, version, *map(str.encode, words)])).hexdigest()
+    kept = cache_folder() / "native" / f"{folder.name}-{made_of[:24]}.so"
     try:
         return ctypes.CDLL(str(kept))
     except OSError:  # there is none yet, or a power cut has left half of one
         pass
     try:
-        return _compile(words, source, kept)
+        return _compile([*words, *map(str, sources)], kept)
     except OSError as error:
         why = str(error)
     except subprocess.CalledProcessError as error:
         why = error.stderr.decode("utf-8", "replace").strip()[-500:]
     warnings.warn(
-        f"{source.name} could not be compiled by {compiler} and kept in {kept.parent}, so torch's own operations do its work, "
+        f"{folder.name} could not be compiled by {compiler} and kept in {kept.parent}, so torch's own operations do its work, "
         f"slower: {why}",
         stacklevel=3,
     )
     return None
 
 
-def _compile(words: list[str], source: Path, kept: Path) -> ctypes.CDLL:
+def _compile(words: list[str], kept: Path) -> ctypes.CDLL:
     """Raises OSError or CalledProcessError where that fails; nothing half-made is kept."""
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=kept.parent
     ) as folder:  # two processes may compile at once: the last one's stays
         made = Path(folder) / kept.name
-        subprocess.run([*words, str(source), "-o", str(made)], capture_output=True, check=True)
+        subprocess.run([*words, "-o", str(made)], capture_output=True, check=True)
         with made.open("rb") as file:
             os.fsync(file.fileno())
         made.replace(kept)

@@ -233,32 +233,33 @@ SOURCE = 'extern "C" int answer() { return 42; }'
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    path = tmp_path / "answer.cpp"
+    path = tmp_path / "answers" / "answer.cpp"
+    path.parent.mkdir()
     path.write_text(SOURCE)
     return path
 
 
 def test_it_is_compiled_once(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = library._load(source, ())
+    made = library._load(source.parent, ())
     if made is None:
         pytest.skip("no compiler")
     assert isinstance(made, ctypes.CDLL) and made.answer() == 42
     (kept,) = (tmp_path / "cache/fox/native").iterdir()
     written = kept.stat().st_mtime_ns
-    assert library._load(source, ()) is not None and kept.stat().st_mtime_ns == written
+    assert library._load(source.parent, ()) is not None and kept.stat().st_mtime_ns == written
     source.write_text(SOURCE.replace("42", "43"))
-    changed = library._load(source, ())
+    changed = library._load(source.parent, ())
     assert changed is not None and changed.answer() == 43
 
 
 def test_half_a_library_is_made_anew(source: Path, tmp_path: Path) -> None:
-    if library._load(source, ()) is None:
+    if library._load(source.parent, ()) is None:
         pytest.skip("no compiler")
     (kept,) = (tmp_path / "cache/fox/native").iterdir()
     other = kept.with_name("other.so")  # what this process has loaded must not be cut
     other.write_bytes(kept.read_bytes()[:1000])
     other.replace(kept)
-    made = library._load(source, ())
+    made = library._load(source.parent, ())
     assert made is not None and made.answer() == 42
 
 
@@ -270,8 +271,8 @@ def test_a_cache_that_can_not_be_written_is_told(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))  # absolute ones stay as they are
     if not library.shutil.which(library._COMPILER):
         pytest.skip("no compiler")
-    with pytest.warns(UserWarning, match="answer.cpp could not be compiled by .* and kept in .*native"):
-        assert library._load(source, ()) is None
+    with pytest.warns(UserWarning, match="answers could not be compiled by .* and kept in .*native"):
+        assert library._load(source.parent, ()) is None
 
 
 def test_a_relative_cache_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,13 +285,13 @@ def test_a_relative_cache_counts_for_nothing(tmp_path: Path, monkeypatch: pytest
 
 def test_without_a_compiler_torch_does_it(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library.shutil, "which", lambda name: None)
-    assert library._load(source, ()) is None
+    assert library._load(source.parent, ()) is None
 
 
 def test_what_does_not_compile_is_told(source: Path, tmp_path: Path) -> None:
     source.write_text("this is no C++")
     if not library.shutil.which(library._COMPILER):
         pytest.skip("no compiler")
-    with pytest.warns(UserWarning, match="answer.cpp could not be compiled"):
-        assert library._load(source, ()) is None
+    with pytest.warns(UserWarning, match="answers could not be compiled"):
+        assert library._load(source.parent, ()) is None
     assert list((tmp_path / "cache/fox/native").iterdir()) == []
