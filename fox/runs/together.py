@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fox.train.team import ManyRanks
 
 _TELLS_WITHIN_S = 10
+_ASKED_TO_END = "asked to end (SIGTERM). The same command goes on from here."
 _VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
 # What gloo says of a connection names its own sources; nccl's errors have types of their own.
@@ -157,7 +158,7 @@ def _ended_by_sigterm() -> Iterator[None]:
     def end(*_: object) -> NoReturn:
         # Sent again (by torchrun, and by who sent it to torchrun), it disturbs no clearing up.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Stopped("asked to end (SIGTERM). The same command goes on from here.")
+        raise Stopped(_ASKED_TO_END)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -176,6 +177,8 @@ def _told_once(team: ManyRanks, folder: Path) -> Iterator[None]:
     try:
         yield
     except Ended as ended:
+        if team.leads and ended.exit_code == Stopped.exit_code:
+            raise Stopped(_ASKED_TO_END) from None
         _end_in_silence(ended.exit_code)
     except KeyboardInterrupt:
         _end_unless_first(team, 130, folder)
@@ -237,12 +240,22 @@ def _number(text: str | None) -> float:
 
 
 def _end_unless_first(team: ManyRanks, exit_code: int, folder: Path) -> None:
-    """End this process in silence where another has told what is wrong. The leader first leaves that one's exit code."""
+    """End this process in silence where another has told what is wrong. The leader first leaves that one's exit code.
+
+    That they are asked to end is told by the leader, whoever hears of it first: torchrun, which hears of it too, takes the store
+    with it, and then nobody could ask who has told.
+    """
     try:
         first = team.first_to_tell(exit_code)
         told = team.exit_code_told()
     except RuntimeError:  # the store went with the process that kept it
         first, told = team.leads, None
+    if Stopped.exit_code in (exit_code, told):
+        if not team.leads:
+            _end_in_silence(Stopped.exit_code)
+        if exit_code != Stopped.exit_code:
+            raise Stopped(_ASKED_TO_END)
+        return
     if not first:
         code = exit_code if told is None else told
         if team.leads:

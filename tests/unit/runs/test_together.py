@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 from fox.artifacts import locked
-from fox.errors import Failure, UserError
+from fox.errors import Failure, Stopped, UserError
 from fox.runs import together
 from fox.runs.together import _memory_told, _told_once, check_ranks, num_ranks
-from fox.train.team import ManyRanks
+from fox.train.team import Ended, ManyRanks
 from tests.unit.train.micro_training import recipe_of
 
 EVEN = {"tokens": 4096, "chunk_length": 16, "rows": 4, "batch_tokens": 512, "mix": {"text": 1.0}}
@@ -187,3 +187,32 @@ def test_an_error_of_the_disk_is_a_failure_and_who_is_not_first_is_silent(team: 
         raise OSError(6, "No such device", "at-fault")
     assert end.value.code == 2
     assert json.loads((tmp_path / "outcome.json").read_text())["exit_code"] == 2  # the other's, before any sleep
+
+
+@pytest.mark.parametrize("store", ["nobody has told", "another has told", "gone with torchrun"])
+@pytest.mark.parametrize(
+    "error",
+    [Stopped("asked to end (SIGTERM): saved"), Ended(75), dist.DistNetworkError("failed to recv, got 0 bytes")],
+    ids=["asked itself", "hears of it", "loses the other"],
+)
+def test_that_all_are_asked_to_end_is_told_by_the_leader_alone(
+    team: ManyRanks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, store: str
+) -> None:
+    """Whoever heard of it first: torchrun, which is asked too, may end the store before the second one asks who has told."""
+    if isinstance(error, dist.DistNetworkError) and store != "another has told":
+        pytest.skip("then it is a process that has gone, no more")
+    monkeypatch.setattr(together.time, "sleep", lambda seconds: None)
+    if store == "another has told":
+        team._store.set("fox/told", "1 75")
+    elif store == "gone with torchrun":
+        monkeypatch.setattr(team, "first_to_tell", gone)
+    with pytest.raises(Stopped, match="asked to end"), _told_once(team, tmp_path):
+        raise error
+    team.rank = 1
+    with pytest.raises(SystemExit) as end, _told_once(team, tmp_path):
+        raise error
+    assert end.value.code == 75
+
+
+def gone(*_: object) -> object:
+    raise dist.DistNetworkError("Broken pipe")
