@@ -32,7 +32,7 @@ from rich.table import Table
 
 GOAL = 2.0
 _RECIPES = Path(__file__).with_name("time_to_quality")
-_PILOT_STEPS = 12
+_PILOT_STEPS, _STEPS_OF_A_STAGE = 12, 5
 _QUICK_MINUTES = 1.5
 
 
@@ -102,7 +102,7 @@ def _train(name: str, minutes: float, out: Path, override: list[str]) -> Trained
     run = out / f"{name}-{minutes:g}"
     pilot = out / f"{name}-pilot"
     if not (pilot / "pretrain" / "metrics.jsonl").exists():
-        _fox("pretrain", recipe, pilot, [*override, *_sized(page, _PILOT_STEPS * 8192)])
+        _fox("pretrain", recipe, pilot, [*override, *_sized(page, _pilot_tokens(page))])
     tokens = sum(_rates(pilot)[stage] * share * minutes * 60 for stage, share in _shares_of_time(page, _rates(pilot)))
     _fox("pretrain", recipe, run, [*override, *_sized(page, tokens)])
     rows = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
@@ -111,6 +111,15 @@ def _train(name: str, minutes: float, out: Path, override: list[str]) -> Trained
     weights = page["stage"][last]["mix"]
     bits = sum(weights[source] * scores[source] for source in weights) / sum(weights.values())
     return Trained(rows[-1]["tokens"], rows[-1]["seconds"] / 60, bits)
+
+
+def _pilot_tokens(page: dict[str, Any]) -> float:
+    """As many as give every stage some steps beyond the one that compiles."""
+    total = sum(table["tokens"] for table in page["stage"].values())
+    of_stages = [
+        _STEPS_OF_A_STAGE * table["batch_tokens"] * total / table["tokens"] for table in page["stage"].values()
+    ]
+    return max(_PILOT_STEPS * 8192, *of_stages)
 
 
 def _rates(pilot: Path) -> dict[str, float]:
