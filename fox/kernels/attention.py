@@ -14,9 +14,10 @@ from torch import Tensor
 
 from fox.kernels.native.attention import attend_in_documents
 
-# Where there is no kernel of our own (fox/kernels/native): up to this many tokens a row, on a processor, matrix products with all
-# scores held beat torch's fused attention, whose backward pass is slow there: a whole training step of 16 layers of 512 at 1,024 tokens takes nine tenths of the time, one of 6 layers of
-# 384 at 512 tokens as well (LOG.md). The scores grow with the square of the row, so longer rows are the fused one's.
+# Where there is no kernel of our own (fox/kernels/native): up to this many tokens a row, on a processor, matrix products with
+# all scores held beat torch's fused attention, whose backward pass is slow there: a whole training step of 16 layers of 512 at
+# 1,024 tokens takes nine tenths of the time, one of 6 layers of 384 at 512 tokens as well (LOG.md). The scores grow with the
+# square of the row, so longer rows are the fused one's.
 _MOST_TOKENS_BY_PRODUCTS = 1024
 _FEWEST_QUERIES = 128
 

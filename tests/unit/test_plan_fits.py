@@ -9,7 +9,7 @@ import pytest
 
 from fox.model import loss_by_vocabulary
 from fox.plan import memory
-from fox.plan.fits import too_little_memory
+from fox.plan.fits import step_memory, too_little_memory
 from fox.recipe import Recipe, load_recipe
 
 PAGE = Path(__file__).parents[2] / "recipes" / "fox-1-1.6b.toml"
@@ -31,6 +31,15 @@ def test_what_the_mend_proposes_fits(free_gb: float) -> None:
     assert f"and {free_gb:.1f} GB are free" in line
     proposed = re.findall(r"-o (\S+=\S+)", line)
     assert proposed and float(re.findall(r"\(([\d.]+) GB\)", line)[0]) <= free_gb
+
+
+def test_attention_of_our_own_keeps_no_weights() -> None:
+    recipe = load_recipe(PAGE.with_name("tiny.toml")).recipe
+    stage = recipe.stage["longer"]
+    kept, without = (step_memory(recipe, stage, 4096, True, keeps_weights=keeps).total for keeps in (True, False))
+    model = recipe.model
+    of_row = model.num_attention_heads * stage.row_length**2 * 2
+    assert kept - without == model.num_hidden_layers * stage.rows * of_row > 0
 
 
 def test_a_thimble_fits_nothing() -> None:

@@ -117,4 +117,4 @@ def _call(name: str, q_BNTH: Tensor, k_BKTH: Tensor, *words: Any) -> None:
     B, N, T, H = q_BNTH.shape
     shape = (ctypes.c_int64 * 5)(B, T, N, k_BKTH.shape[1], H)
     if getattr(library, name)(shape, *words, ctypes.c_float(H**-0.5), ctypes.c_int(torch.get_num_threads())):
-        raise MemoryError(name)
+        raise RuntimeError(f"{name}: can't allocate memory")  # as torch says it of its own

@@ -73,9 +73,8 @@ def _load(folder: Path, instructions: tuple[str, ...]) -> ctypes.CDLL | None:
 def _compile(words: list[str], kept: Path) -> ctypes.CDLL:
     """Raises OSError or CalledProcessError where that fails; nothing half-made is kept."""
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        dir=kept.parent
-    ) as folder:  # two processes may compile at once: the last one's stays
+    # Two processes may compile at once: the last one's stays.
+    with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         made = Path(folder) / kept.name
         subprocess.run([*words, "-o", str(made)], capture_output=True, check=True)
         with made.open("rb") as file:
