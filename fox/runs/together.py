@@ -35,7 +35,7 @@ _VARIABLES = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
 
 # What gloo says of a connection names its own sources; nccl's errors have types of their own.
 _OF_A_CONNECTION = re.compile(r"gloo/(transport|rendezvous|common)|[Cc]onnection (closed|reset|refused)|Broken pipe")
-_OF_MEMORY = re.compile(r"DefaultCPUAllocator|alloc_cpu")
+_OF_MEMORY = re.compile(r"DefaultCPUAllocator|alloc_cpu|can't allocate memory")
 
 
 def do_steps(

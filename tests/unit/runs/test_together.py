@@ -168,6 +168,7 @@ def test_a_mistake_of_ours_is_no_process_that_has_gone(team: ManyRanks, tmp_path
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("fox_attend: can't allocate memory"),
     ],
 )
 def test_too_little_memory_is_told_with_what_takes_less(team: ManyRanks, tmp_path: Path, error: Exception) -> None:
