@@ -28,6 +28,9 @@ class Meter:
     def advance(self, amount: int = 1, note: str = "") -> None:
         self.advance_to(self.done + amount, note)
 
+    def tell(self, line: str) -> None:
+        """Say a line that stays; "" says nothing."""
+
     def rate(self) -> float:
         """Units a second, since this process began."""
         return (self.done - self.start) / max(1e-9, time.monotonic() - self.began)
@@ -67,6 +70,10 @@ class _Bar(Meter):
             self._note = note
         self._progress.update(self._task, completed=done, note=self._note)
 
+    def tell(self, line: str) -> None:
+        if line:
+            self._progress.console.print(line, markup=False, highlight=False)
+
     def close(self) -> None:
         self._progress.stop()
 
@@ -93,6 +100,10 @@ class _Lines(Meter):
         self._note = note or self._note
         if time.monotonic() - self._said >= PLAIN_LINE_EVERY_S:
             self._say()
+
+    def tell(self, line: str) -> None:
+        if line:
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if time.monotonic() - self.began >= 1.0:

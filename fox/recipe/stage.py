@@ -66,7 +66,7 @@ class Stage(Section):
     chunk_length: Annotated[int | dict[str, int | float | ByLength], BeforeValidator(_chunk_length)]
     """Tokens that see each other, at most; one number, one for each source or kind, or shares of tokens by length: `{ 128 = 0.3, 256 = 0.7 }`."""
     rows: Whole
-    """Rows, each of the longest chunk, in one forward and backward pass on one device; or `"auto"`: as many as fit the free memory, and are worth it."""
+    """Rows, each of the longest chunk, in one forward and backward pass on one device; or `"auto"`: as many as fit the free memory, and are worth it. Other rows change no more than the last digits of a loss."""
     batch_tokens: Whole
     """Tokens a step of the optimiser."""
     batch_ramp: BatchRamp | None = None

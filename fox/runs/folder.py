@@ -103,7 +103,7 @@ class Run:
         manifest = self.manifest(step)
         if manifest is None:
             return
-        then = migrated(manifest["inputs"], manifest["recipe_version"])
+        then = without_rows(migrated(manifest["inputs"], manifest["recipe_version"]))
         old, new = flat(then if all_of_them else {key: then[key] for key in inputs if key in then}), flat(inputs)
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
@@ -204,6 +204,24 @@ def flat(inputs: Any, key: str = "") -> dict[str, Any]:
     if isinstance(inputs, dict) and inputs:
         return {k: v for part, item in inputs.items() for k, v in flat(item, f"{key}.{part}" if key else part).items()}
     return {key: inputs}
+
+
+def without_rows(inputs: dict[str, Any]) -> dict[str, Any]:
+    """A step's inputs without how many rows go through the model at a time, which decides no more than how losses are rounded.
+
+    The first manifests had them.
+    """
+    stages, tune = inputs.get("stage"), inputs.get("tune")
+    less = dict(inputs)
+    if isinstance(stages, dict):
+        less["stage"] = {name: _without(stage, "rows") for name, stage in stages.items()}
+    if isinstance(tune, dict):
+        less["tune"] = _without(tune, "rows")
+    return less
+
+
+def _without(table: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name != key}
 
 
 def sections(recipe: Recipe, names: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Where a recipe leaves rows to the machine (`rows = "auto"`): fitted once, and kept with the run, for rows decide its losses.
+"""Where a recipe leaves rows to the machine (`rows = "auto"`): fitted once, and kept with the run, for rows decide how losses are rounded.
 
-RUN/rows.json has what was chosen and for what; a run that goes on keeps it, however much memory is free by then.
+RUN/rows.json has what was chosen and for what; a run that goes on keeps it, however much memory is free by then, so that it
+has the losses of one that never stopped, bit for bit. With other rows, or ranks that they do not divide among, it goes on all the same.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from fox.recipe import Recipe
 from fox.recipe.schema import MAY_CHANGE
 from fox.recipe.stage import Stage
 from fox.recipe.write import toml_page
-from fox.runs.folder import Run, flat, sections
+from fox.runs.folder import Run, flat, sections, without_rows
 from fox.runs.rows import attention_keeps_weights
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import check_template
@@ -50,7 +51,7 @@ def recipe_inputs(recipe: Recipe, step: str) -> Inputs:
         values["eval"] = {"heldout_tokens": recipe.eval.heldout_tokens}
         if recipe.model.start_from is None:  # as runs of before there was such a key have it
             del values["model"]["start_from"]
-    return values
+    return without_rows(values)
 
 
 def source_inventory(run: Run) -> Inventory:
@@ -200,7 +201,7 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
         model.eval()
         after_stage(AVERAGED, model)
     save_model(run.folder / "model", model, tokenizer, advised=start.generation if start else None)
-    facts = {**_training_facts(recipe, model, vars(outcome)), **packed}
+    facts = {**_training_facts(recipe, recipe.stage, model, vars(outcome)), **packed}
     return {**facts, "base_model": base_model_facts(run, start)} if start else facts
 
 
@@ -232,7 +233,7 @@ def make_tune(run: Run, inputs: Inputs, console: Console) -> Facts:
     with _watched(run, folder) as watch, meter("tune", tokens, "tokens", console=console) as shown:
         outcome = tune(recipe, model, shards, folder, flat(inputs), shown, lambda *_: None, team, watch.on_row)
     save_model(run.folder / "tuned", model, tokenizer, advised=base.generation)
-    return {**_training_facts(recipe, model, vars(outcome)), **packed}
+    return {**_training_facts(recipe, {"tune": recipe.tune}, model, vars(outcome)), **packed}
 
 
 def _watched(run: Run, folder: Path) -> Trackers:
@@ -338,7 +339,7 @@ def _how_to_train(recipe: Recipe) -> dict[str, Any]:
     return recipe.train.model_dump(exclude=set(MAY_CHANGE))
 
 
-def _training_facts(recipe: Recipe, model: Any, outcome: dict[str, Any]) -> Facts:
+def _training_facts(recipe: Recipe, stages: Mapping[str, Stage], model: Any, outcome: dict[str, Any]) -> Facts:
     from fox.train.machine import losses_depend_on, processor, resolve_precision
     from fox.train.team import current_team
 
@@ -346,6 +347,7 @@ def _training_facts(recipe: Recipe, model: Any, outcome: dict[str, Any]) -> Fact
         "parameters": model.num_parameters(),
         **outcome,
         "precision": resolve_precision(recipe.train.precision),
+        "rows": {name: stage.rows for name, stage in stages.items()},
         "ranks": current_team().size,
         "cpu": processor(),
         **losses_depend_on(),

@@ -42,16 +42,12 @@ LATEST = "latest"
 _STATE = "state.json"
 _STATE_OF = "state."  # how torch begins the names of an optimiser's tensors
 _FIRST_FORMAT = ("model.safetensors", "optimizer.safetensors")
-_HOW_BACK = {
-    "fox": "Install that fox",
-    "torch": "Install that torch",
-    "attention": "Go on where Fox's own kernel works as it did then (it needs g++, and AVX-512 with bf16; see the warnings)",
-}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes a run this run: going on with other `facts` would change its losses in silence. What is in `free` may change."""
+    """What makes a run this run: going on with other `facts` would make it another. What is in `free` may change: it decides
+    rounding, or when a run is saved."""
 
     facts: dict[str, Any]
     free: dict[str, Any] = field(default_factory=dict)
@@ -64,12 +60,11 @@ class Identity:
         problems = []
         for key in sorted((self.facts.keys() | saved.keys()) - saved_free.keys()):
             if self.facts.get(key) != saved.get(key):
-                back = _HOW_BACK.get(key, "Go back to that value")
                 problems.append(
                     Problem(
                         key,
                         f"was {saved.get(key)!r} when this run began, and going on with another would change its losses",
-                        f"{back}, or start again with --redo or another --out.",
+                        "Go back to that value, or start again with --redo or another --out.",
                         self.facts.get(key),
                         str(place),
                     )

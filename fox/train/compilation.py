@@ -11,6 +11,8 @@ from fox.cache import cache_folder
 from fox.errors import UserError
 from fox.model import Transformer
 
+_PLACE = "TORCHINDUCTOR_CACHE_DIR"
+
 
 def compile_blocks(model: Transformer) -> None:
     """Compile the blocks of `model` in place. They share one piece of code, so that it is made once for each shape of a stage.
@@ -33,5 +35,11 @@ def compile_blocks(model: Transformer) -> None:
 
 
 def _keep_code() -> None:
-    """Keep compiled code between runs and restarts of the machine: torch's own place for it is in the folder of temporary files."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "torchinductor"))
+    """Keep compiled code between runs and restarts of the machine: torch's own place for it is in the folder of temporary files.
+
+    Torch writes that place into the environment as soon as its compiler is imported, which optimisers do.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir  # the compiler: only where it is wanted
+
+    if os.environ.get(_PLACE) in (None, default_cache_dir()):
+        os.environ[_PLACE] = str(cache_folder() / "torchinductor")

@@ -134,6 +134,7 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
     course = _go_on(job, checkpoints, training, optimizer, peak)
     progress = course.progress
     if progress.step:
+        meter.tell(_changes(progress))
         free = {key: job.identity.free.get(key) for key in ("ranks", "threads")}
         _record(job, progress, {"event": "went on", "step": progress.step, **free})
     with StopSignals(patient=team.size > 1) as stop:
@@ -302,6 +303,18 @@ def _go_on(
     mixed = team.from_leader(lambda: metrics.newest(rows_needed(job.orders)) if metrics else [])
     mixtures = Mixtures(job.orders, progress.events, mixed, job.most_tokens)
     return _Course(progress, metrics, gauges, watch, mixtures)
+
+
+def _changes(progress: Progress) -> str:
+    """What has changed since the checkpoint that a run goes on from; "" where nothing has."""
+    here = [event for event in progress.events if event["event"] == "changed" and event["step"] == progress.step]
+    if not here:
+        return ""
+    values = here[-1]["values"]
+    told = ", ".join(f"{key} = {now!r} (was {was!r})" for key, (was, now) in values.items())
+    if all(key.startswith("train.") for key in values):
+        return f"going on with {told}"
+    return f"going on with {told}: the same training, but for the last digits of its losses"
 
 
 def _roll_back(job: Job, checkpoints: Checkpoints, progress: Progress, verdict: Verdict) -> None:

@@ -49,10 +49,7 @@ def product_type(precision: str) -> torch.dtype:
 
 
 def losses_depend_on() -> dict[str, object]:
-    """What must stay the same for the same losses, besides recipe and data.
-
-    Of these, `threads` only changes the order in which numbers are added.
-    """
+    """What must stay the same for the same losses, bit for bit, besides recipe and data: each decides how numbers are rounded."""
     able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     bf16 = [name for name in ("avx512_bf16", "amx_bf16") if able.get(name)]
     return {

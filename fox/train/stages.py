@@ -105,12 +105,15 @@ def _job(
     tuning = recipe.tune if learn_marked_only else None
     orders, packed = pack(recipe, stages, shards, folder)
     precision = resolve_precision(recipe.train.precision)
-    facts = {**made_of, "train.precision": precision, **losses_depend_on()}
     head_dim = recipe.model.head_dim or recipe.model.hidden_size // recipe.model.num_attention_heads
-    if can_attend(device(), product_type(precision), head_dim):
-        facts["attention"] = "our own"  # rounds otherwise than torch's products
-    free = {f"train.{key}": getattr(recipe.train, key) for key in MAY_CHANGE}
-    identity = Identity(facts, {**free, "ranks": team.size, "threads": facts.pop("threads")})
+    rounding = {
+        **losses_depend_on(),
+        "ranks": team.size,
+        "attention": "fox" if can_attend(device(), product_type(precision), head_dim) else "torch",
+        **{"tune.rows" if learn_marked_only else f"stage.{name}.rows": stage.rows for name, stage in stages.items()},
+    }
+    may_change = {f"train.{key}": getattr(recipe.train, key) for key in MAY_CHANGE}
+    identity = Identity({**made_of, "train.precision": precision}, {**may_change, **rounding})
     return Job(
         folder=folder,
         orders=orders,

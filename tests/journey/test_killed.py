@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,10 @@ RUN = "runs/micro"
 
 def rows_reach(folder: Path, rows: int, step: str = "pretrain") -> Callable[[], bool]:
     return lambda: num_rows(folder / f"runs/micro/{step}/metrics.jsonl") >= rows
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "pretrain/metrics.jsonl").read_text().splitlines()]
 
 
 def writes_a_checkpoint(folder: Path) -> Callable[[], bool]:
@@ -83,6 +88,21 @@ def test_sigterm_saves_the_step_under_way_and_ends_with_75(untrained: Path, fini
     assert json.loads((untrained / RUN / "outcome.json").read_text())["exit_code"] == 0
     events = [json.loads(line) for line in (untrained / RUN / "pretrain/events.jsonl").read_text().splitlines()]
     assert [(event["event"], event["step"]) for event in events] == [("stopped", step), ("went on", step)]
+
+
+def test_goes_on_with_other_rows_and_says_so(untrained: Path, finished: Path) -> None:
+    kill_when(rows_reach(untrained, 4), untrained, *PRETRAIN, sent=signal.SIGTERM)
+    step = num_rows(untrained / RUN / "pretrain/metrics.jsonl")
+    _, told = fox(untrained, *PRETRAIN, "-o", "stage.short.rows=4", "-o", "stage.last.rows=2")
+    assert "going on with stage.last.rows = 2 (was 4), stage.short.rows = 4 (was 8): the same training, but" in told
+    mine, theirs = (metrics(folder / RUN) for folder in (untrained, finished))
+    assert len(mine) == STEPS and [row["mix"] for row in mine] == [row["mix"] for row in theirs]
+    assert [row["loss"] for row in mine[:step]] == [row["loss"] for row in theirs[:step]]
+    assert [row["loss"] for row in mine[step:]] == pytest.approx([row["loss"] for row in theirs[step:]], rel=1e-3)
+    assert any("changed" in line for line in (untrained / RUN / "pretrain/events.jsonl").read_text().splitlines())
+    before = trained(untrained / RUN)
+    fox(untrained, *PRETRAIN)  # done, with whatever rows
+    assert trained(untrained / RUN) == before
 
 
 @pytest.mark.parametrize(("step", "before"), [("tokenizer", []), ("data", ["tokenizer"])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -250,6 +251,36 @@ def test_it_is_compiled_once(source: Path, tmp_path: Path, monkeypatch: pytest.M
     source.write_text(SOURCE.replace("42", "43"))
     changed = library._load(source.parent, ())
     assert changed is not None and changed.answer() == 43
+
+
+@pytest.mark.parametrize("whose", ["a folder that others may write", "a library that others may write"])
+def test_what_others_may_have_written_is_not_loaded(whose: str, source: Path, tmp_path: Path) -> None:
+    if library._load(source.parent, ()) is None:
+        pytest.skip("no compiler")
+    place = tmp_path / "cache/fox/native"
+    (kept,) = place.iterdir()
+    before = kept.stat()
+    if "folder" in whose:
+        place.chmod(0o777)
+        assert library._load(source.parent, ()) is not None
+        assert place.stat().st_mode & 0o777 == 0o700
+    else:
+        kept.chmod(0o777)
+        assert library._load(source.parent, ()) is not None
+        assert kept.stat().st_ino != before.st_ino and kept.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("folder", ["cache/fox", "cache/fox/native"])
+def test_a_cache_of_another_user_is_not_used(folder: str, source: Path, tmp_path: Path) -> None:
+    if not library.shutil.which(library._COMPILER):
+        pytest.skip("no compiler")
+    if os.geteuid():
+        pytest.skip("only root can give a folder away")
+    (tmp_path / folder).mkdir(parents=True)
+    os.chown(tmp_path / folder, 65534, 65534)
+    with pytest.warns(UserWarning, match="belongs to another user"):
+        assert library._load(source.parent, ()) is None
+    assert not list(tmp_path.rglob("*.so"))
 
 
 def test_half_a_library_is_made_anew(source: Path, tmp_path: Path) -> None:

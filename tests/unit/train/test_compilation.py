@@ -17,13 +17,16 @@ from fox.train.compilation import compile_blocks
 COMPILE = """
 import torch, warnings
 from fox.model import ModelConfig, Transformer
+from fox.recipe.schema import Optimizer
 from fox.train.compilation import compile_blocks
+from fox.train.optimizer import make_optimizer
 warnings.simplefilter("ignore")
 config = ModelConfig(vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=1,
     num_key_value_heads=1, head_dim=8, max_position_embeddings=8, rope_theta=1e4, rms_norm_eps=1e-5,
     initializer_range=0.02, tie_word_embeddings=True)
 model = Transformer(config)
 model.initialise(torch.Generator().manual_seed(0))
+make_optimizer(model, Optimizer(peak_learning_rate=1e-3))  # imports torch's compiler, as a run does before it compiles
 compile_blocks(model)
 from torch._dynamo.utils import counters
 model(torch.zeros(1, 8, dtype=torch.int64)).sum().backward()
