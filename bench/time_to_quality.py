@@ -1,12 +1,14 @@
 """How soon does the best recipe reach what the plain one reaches?
 
-    python bench/time_to_quality.py [--quick] [--minutes 60] [--share 0.5] [--json FILE] [--out FOLDER] [--outside LOG]
+    python bench/time_to_quality.py [--quick] [--minutes 60] [--share 0.47] [--json FILE] [--out FOLDER] [--outside LOG]
 
 Both recipes (bench/time_to_quality/{plain,best}.toml) train a model of the same size, about 8 M parameters without the embedding, on the
 same text (../shared/data/text, or -o source.NAME.path), with the same tokenizer, kernels and machine. The plain one (constant chunks, AdamW,
-cosine) gets `--minutes`; its held-out bits per byte at the end are the mark. The best one gets `--share` of that time, with
-its schedule made for it, and must reach the mark. A pilot of each measures its tokens a second, from which its tokens follow; what counts
-is the seconds that were then spent training, compiling included. Runs are kept in --out and go on where they were stopped.
+cosine) gets `--minutes`; its held-out bits per byte at the end are the mark. The best one gets `--share` of the time that it took, with
+its schedule made for it, and must reach the mark. A pilot of each measures its tokens a second, from which its tokens follow (a few percent
+beside the truth: hence less than half), and leaves its compiled code, so that neither run compiles. What counts is the seconds
+that were then spent training. One seed, the plain one first: the machine is to be left alone meanwhile. Both recipes' rate and batch were
+found in runs of two to four minutes (LOG.md). Runs are kept in --out and go on where they were stopped.
 
 `--outside LOG` takes another trainer's log: JSON Lines with `seconds` and `bits_per_byte` on the same held-out text; when it reached the
 mark is told beside ours. With --quick, 1.5 minutes, to see that it works: no goal is judged.
@@ -32,7 +34,7 @@ from rich.table import Table
 
 GOAL = 2.0
 _RECIPES = Path(__file__).with_name("time_to_quality")
-_PILOT_STEPS, _STEPS_OF_A_STAGE = 12, 5
+_PILOT_STEPS, _STEPS_OF_A_STAGE = 24, 6
 _QUICK_MINUTES = 1.5
 
 
@@ -49,7 +51,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help=f"{_QUICK_MINUTES} minutes in place of --minutes")
     parser.add_argument("--minutes", type=float, default=60, help="the plain recipe's time")
-    parser.add_argument("--share", type=float, default=0.5, help="the best recipe's share of it")
+    parser.add_argument("--share", type=float, default=0.47, help="the best recipe's share of it")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     parser.add_argument("--out", type=Path, help="keep the runs here, and go on with those that are there")
     parser.add_argument("--outside", type=Path, help="another trainer's log")
@@ -64,7 +66,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         out = (arguments.out or Path(scratch)).resolve()
         plain = _train("plain", minutes, out, arguments.override)
-        best = _train("best", minutes * arguments.share, out, arguments.override)
+        best = _train("best", plain.minutes * arguments.share, out, arguments.override)
     table = Table("recipe", "tokens", "minutes", "held-out bits per byte")
     for name, run in (("plain", plain), ("best", best)):
         table.add_row(name, f"{run.tokens:,}", f"{run.minutes:.1f}", f"{run.bits_per_byte:.4f}")
@@ -75,9 +77,7 @@ def main() -> int:
         )
     Console(width=100).print(table)
     ratio = plain.minutes / best.minutes
-    met = (
-        best.bits_per_byte <= plain.bits_per_byte and ratio >= GOAL * 0.95
-    )  # the pilots foretell the time to a few percent
+    met = best.bits_per_byte <= plain.bits_per_byte and ratio >= GOAL
     figures = {
         "plain": f"{plain.bits_per_byte:.4f} bits per byte in {plain.minutes:.1f} minutes",
         "best": f"{best.bits_per_byte:.4f} in {best.minutes:.1f}",
@@ -101,8 +101,7 @@ def _train(name: str, minutes: float, out: Path, override: list[str]) -> Trained
     page = tomllib.loads(recipe.read_text(encoding="utf-8"))
     run = out / f"{name}-{minutes:g}"
     pilot = out / f"{name}-pilot"
-    if not (pilot / "pretrain" / "metrics.jsonl").exists():
-        _fox("pretrain", recipe, pilot, [*override, *_sized(page, _pilot_tokens(page))])
+    _fox("pretrain", recipe, pilot, [*override, *_sized(page, _pilot_tokens(page))])
     tokens = sum(_rates(pilot)[stage] * share * minutes * 60 for stage, share in _shares_of_time(page, _rates(pilot)))
     _fox("pretrain", recipe, run, [*override, *_sized(page, tokens)])
     rows = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
@@ -123,12 +122,12 @@ def _pilot_tokens(page: dict[str, Any]) -> float:
 
 
 def _rates(pilot: Path) -> dict[str, float]:
-    """Tokens a second in each stage: the median, so that a step that compiles does not count."""
+    """Tokens a second in each stage: the median of its later half, as the first steps compile and warm the machine up."""
     rates: dict[str, list[float]] = {}
     for line in (pilot / "pretrain" / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         rates.setdefault(row["stage"], []).append(row["tokens_per_second"])
-    return {stage: statistics.median(values) for stage, values in rates.items()}
+    return {stage: statistics.median(values[len(values) // 2 :]) for stage, values in rates.items()}
 
 
 def _shares_of_time(page: dict[str, Any], rates: dict[str, float]) -> list[tuple[str, float]]:
