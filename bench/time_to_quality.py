@@ -33,7 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 GOAL = 2.0
-_RECIPES = Path(__file__).with_name("time_to_quality")
+RECIPES = Path(__file__).with_name("time_to_quality")
 _PILOT_STEPS, _STEPS_OF_A_STAGE = 24, 6
 _QUICK_MINUTES = 1.5
 
@@ -97,13 +97,18 @@ def main() -> int:
 
 def _train(name: str, minutes: float, out: Path, override: list[str]) -> Trained:
     """Train one recipe for about so many minutes."""
-    recipe = _RECIPES / f"{name}.toml"
+    recipe = RECIPES / f"{name}.toml"
     page = tomllib.loads(recipe.read_text(encoding="utf-8"))
     run = out / f"{name}-{minutes:g}"
     pilot = out / f"{name}-pilot"
-    _fox("pretrain", recipe, pilot, [*override, *_sized(page, _pilot_tokens(page))])
+    _fox("pretrain", recipe, pilot, [*override, *sized(page, _pilot_tokens(page))])
     tokens = sum(_rates(pilot)[stage] * share * minutes * 60 for stage, share in _shares_of_time(page, _rates(pilot)))
-    _fox("pretrain", recipe, run, [*override, *_sized(page, tokens)])
+    _fox("pretrain", recipe, run, [*override, *sized(page, tokens)])
+    return outcome(run, page)
+
+
+def outcome(run: Path, page: dict[str, Any]) -> Trained:
+    """What a finished run of the recipe `page` reached: held-out bits per byte, by the weights of its last stage."""
     rows = [json.loads(line) for line in (run / "pretrain" / "metrics.jsonl").read_text().splitlines()]
     last = list(page["stage"])[-1]
     scores = json.loads((run / "pretrain" / "heldout" / f"{last}.json").read_text(encoding="utf-8"))["bits_per_byte"]
@@ -136,7 +141,7 @@ def _shares_of_time(page: dict[str, Any], rates: dict[str, float]) -> list[tuple
     return [(stage, of_stage / sum(seconds.values())) for stage, of_stage in seconds.items()]
 
 
-def _sized(page: dict[str, Any], tokens: float) -> list[str]:
+def sized(page: dict[str, Any], tokens: float) -> list[str]:
     """The recipe's proportions over so many tokens."""
     factor = tokens / sum(table["tokens"] for table in page["stage"].values())
     words = [f"stage.{name}.tokens={max(1, round(table['tokens'] * factor))}" for name, table in page["stage"].items()]
