@@ -29,15 +29,16 @@ def attend(q_BNTH: Tensor, k_BKSH: Tensor, v_BKSH: Tensor, mask_B1TS: Tensor | N
     (B, T) whole numbers: the first token that each may see, which is for our own kernel and for queries that it takes.
     Returns (B, N, T, H). `attend_plainly` is its twin.
     """
+    dtype = v_BKSH.dtype  # norms of queries and keys leave these in float32
     if mask_B1TS is not None and mask_B1TS.dtype == torch.int32:
-        dtype = v_BKSH.dtype  # norms of queries and keys leave them in float32
         return attend_in_documents(q_BNTH.to(dtype), k_BKSH.to(dtype), v_BKSH, mask_B1TS)
     short = q_BNTH.shape[2] == k_BKSH.shape[2] <= _MOST_TOKENS_BY_PRODUCTS
     if short and q_BNTH.device.type == "cpu":
+        q_BNTH, k_BKSH = q_BNTH.to(dtype), k_BKSH.to(dtype)
         if mask_B1TS is None and torch.is_grad_enabled() and q_BNTH.requires_grad:
             all_before = causal_mask(q_BNTH.shape[2], q_BNTH.shape[2], q_BNTH.device)
-            return _ByProducts.apply(q_BNTH, k_BKSH, v_BKSH, additive(all_before, q_BNTH.dtype))
-        if mask_B1TS is not None and mask_B1TS.dtype == q_BNTH.dtype:
+            return _ByProducts.apply(q_BNTH, k_BKSH, v_BKSH, additive(all_before, dtype))
+        if mask_B1TS is not None and mask_B1TS.dtype == dtype:
             return _ByProducts.apply(q_BNTH, k_BKSH, v_BKSH, mask_B1TS)
     group = q_BNTH.shape[1] // k_BKSH.shape[1]
     if group > 1:

@@ -69,6 +69,20 @@ def test_attend_by_products_and_its_gradients_are_its_plain_twins(
             assert_close(one, damaged, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_queries_and_keys_that_a_norm_left_in_float32_go_by_products_too(masked: bool) -> None:
+    q, k = (random(2, heads, 16, 8).requires_grad_() for heads in (4, 2))
+    v = random(2, 2, 16, 8).bfloat16().requires_grad_()
+    mask = additive(causal_mask(16, 16, q.device).expand(2, -1, -1, -1), torch.bfloat16) if masked else None
+    out = attend(q, k, v, mask)
+    assert "_ByProducts" in type(out.grad_fn).__name__ and out.dtype == torch.bfloat16
+    grads = torch.autograd.grad(out.float().square().sum(), (q, k, v))
+    plain = attend_plainly(q, k, v.float(), None)
+    assert_close(out.float(), plain, atol=0.03, rtol=0.03)
+    for grad, exact in zip(grads, torch.autograd.grad(plain.square().sum(), (q, k, v)), strict=True):
+        assert ((grad.float() - exact.float()).norm() / exact.float().norm()).item() < 0.03
+
+
 def test_masks_and_places_by_hand() -> None:
     cpu = torch.device("cpu")
     assert causal_mask(2, 4, cpu)[0, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
