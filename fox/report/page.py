@@ -24,7 +24,16 @@ from fox.errors import UserError
 from fox.recipe.write import toml_value
 from fox.report import quantities
 from fox.report.run_files import RunFiles, read_run
-from fox.report.tables import data_table, hashes, machine, packing_table, scores_table, stages_table, steps_table
+from fox.report.tables import (
+    data_table,
+    hashes,
+    machine,
+    packing_table,
+    scores_table,
+    seen_table,
+    stages_table,
+    steps_table,
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ def page(run: RunFiles, top: Sequence[Headline], images: Sequence[ChartImage]) -
         data=data_table(run),
         stages=stages_table(run),
         packing=packing_table(run),
+        seen=seen_table(run),
         steps=steps_table(run),
         recipe_rows=[(key, _spelt(value), origin) for key, value, origin in run.recipe.rows],
         machine=machine(run),

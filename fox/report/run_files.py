@@ -96,6 +96,7 @@ class Facts(Lenient):
     base_model: BaseModelFacts | None = None
     packing: list[LaneFacts] = []
     epochs: dict[str, float] = {}
+    seen: dict[str, list[Amount]] = {}
 
 
 class Manifest(Lenient):

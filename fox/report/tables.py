@@ -180,6 +180,21 @@ def packing_table(run: RunFiles) -> Table | None:
     return Table(head, rows, text_columns=2) if rows else None
 
 
+def seen_table(run: RunFiles) -> Table | None:
+    """How much of each source's text a training has read never, once, twice and more often."""
+    rows = [
+        [
+            step,
+            source,
+            *(f"{100 * share:.1f}\N{NO-BREAK SPACE}%" for share in (*(*shares, 0, 0, 0)[:3], sum(shares[3:]))),
+        ]
+        for step in ("pretrain", "tune")
+        for source, shares in run.facts(step).seen.items()
+    ]
+    head = ["step", "source", "never read", "once", "twice", "more often"]
+    return Table(head, rows, text_columns=2) if rows else None
+
+
 def steps_table(run: RunFiles) -> Table | None:
     """When each step of the run began, and how long it took in all."""
     rows = [

@@ -37,9 +37,18 @@ def inspect_step(folder: Path, step: int, tokens: int) -> Iterator[str]:
     steps = orders[-1].first_step + orders[-1].steps
     if not 1 <= step <= steps:
         raise UserError("--step", step, problem="is no step of this run", mend=f"Give one from 1 to {steps}.")
-    index = open_packing(folder / "pretrain" / "packing", orders, shards)
     events = read_events(folder / "pretrain")
+    index = open_packing(folder / "pretrain" / "packing", orders, shards, events)
     order = next(order for order in reversed(orders) if order.first_step < step).after(events)
+    if not index.has(order.name):
+        before = [other.name for other in orders if other.first_step < order.first_step and other.stage.mix_follows]
+        raise UserError(
+            "--step",
+            step,
+            problem=f"is of stage {order.name}, whose documents are not known yet: they are what stage {before[-1]} leaves, "
+            "whose mixture follows the loss",
+            mend=f"Ask again once that stage is over, or give a step up to {order.first_step}.",
+        )
     lines = _lines(order, step, steps, index, tokenizer, tokens)
     yield next(lines)
     if unlearnt := _unlearnt(events, _row(folder / "pretrain" / "metrics.jsonl", step), step):

@@ -171,7 +171,7 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
     from fox.runs.measure import AT_START, AVERAGED, heldout_scores
     from fox.runs.start import base_model_facts, open_start, trainable
     from fox.train.averaging import average_checkpoints, averaged_steps
-    from fox.train.stages import new_model, pretrain, total_tokens
+    from fox.train.stages import new_model, pretrain, total_tokens, what_was_read
 
     recipe = run.recipe
     tokenizer = Tokenizer.load(run.folder / "tokenizer")
@@ -187,7 +187,7 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
         write_json(folder / "heldout" / f"{stage}.json", heldout_scores(run, trained, tokenizer))
 
     shards = open_shards(run, "train", tokenizer.vocab_size)
-    packed = _pack(recipe, recipe.stage, shards, folder, console)
+    _pack(recipe, recipe.stage, shards, folder, console)
     if start:
         tokenizer.stop_ids |= start.tokenizer.stop_ids
         if not ((folder / "checkpoints").exists() and (folder / "heldout" / f"{AT_START}.json").exists()):
@@ -201,7 +201,10 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
         model.eval()
         after_stage(AVERAGED, model)
     save_model(run.folder / "model", model, tokenizer, advised=start.generation if start else None)
-    facts = {**_training_facts(recipe, recipe.stage, model, vars(outcome)), **packed}
+    facts = {
+        **_training_facts(recipe, recipe.stage, model, vars(outcome)),
+        **what_was_read(recipe, recipe.stage, shards, folder),
+    }
     return {**facts, "base_model": base_model_facts(run, start)} if start else facts
 
 
@@ -217,7 +220,7 @@ def make_tune(run: Run, inputs: Inputs, console: Console) -> Facts:
     """Tune the base model on chats."""
     from fox.model.directory import save_model
     from fox.model.stored import open_model
-    from fox.train.stages import total_tokens, tune
+    from fox.train.stages import total_tokens, tune, what_was_read
 
     recipe = run.recipe
     assert recipe.tune
@@ -227,13 +230,14 @@ def make_tune(run: Run, inputs: Inputs, console: Console) -> Facts:
     shards = open_shards(run, "train", tokenizer.vocab_size)
     folder = run.folder / "tune"
     folder.mkdir(parents=True, exist_ok=True)
-    packed = _pack(recipe, {"tune": recipe.tune}, shards, folder, console)
+    _pack(recipe, {"tune": recipe.tune}, shards, folder, console)
     team = followed("tune", inputs, tokenizer.vocab_size)
     tokens = total_tokens({"tune": recipe.tune})
     with _watched(run, folder) as watch, meter("tune", tokens, "tokens", console=console) as shown:
         outcome = tune(recipe, model, shards, folder, flat(inputs), shown, lambda *_: None, team, watch.on_row)
     save_model(run.folder / "tuned", model, tokenizer, advised=base.generation)
-    return {**_training_facts(recipe, {"tune": recipe.tune}, model, vars(outcome)), **packed}
+    facts = _training_facts(recipe, {"tune": recipe.tune}, model, vars(outcome))
+    return {**facts, **what_was_read(recipe, {"tune": recipe.tune}, shards, folder)}
 
 
 def _watched(run: Run, folder: Path) -> Trackers:
@@ -242,14 +246,12 @@ def _watched(run: Run, folder: Path) -> Trackers:
     return Trackers(run.watchers, folder, f"{run.recipe.name}-{folder.name}", page, toml_page(page))
 
 
-def _pack(recipe: Recipe, stages: dict[str, Any], shards: dict[str, Shard], folder: Path, console: Console) -> Facts:
-    """Pack the documents into chunks, where that is not done; what is told of it."""
+def _pack(recipe: Recipe, stages: dict[str, Any], shards: dict[str, Shard], folder: Path, console: Console) -> None:
+    """Pack the documents into chunks, where that is not done."""
     from fox.train.stages import pack
 
     with meter("pack", None, "tokens", console=console) as shown:
-        packed = pack(recipe, stages, shards, folder, shown)[1]
-    lanes = [{key: value for key, value in lane.items() if key not in ("sha256", "parts")} for lane in packed.facts]
-    return {"packing": lanes, "epochs": packed.epochs}
+        pack(recipe, stages, shards, folder, shown)
 
 
 def followed(step: str, inputs: Inputs, vocab_size: int) -> Team:

@@ -66,15 +66,33 @@ def cut_to_fill(
     """
     total = int(lengths.sum())
     kept = max(-(-total // capacity), int(total / (capacity * (1 - most_waste))))
+    return _poured(lengths, bin_of, room, capacity, kept)
+
+
+def fill_whole(
+    lengths: Numbers, bin_of: Numbers, room: Numbers, capacity: int
+) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """Cut some pieces, so that no room is left in the bins of `best_fit` but in the last, where they do not fill a number of bins.
+
+    As `cut_to_fill` gives them.
+    """
+    return _poured(lengths, bin_of, room, capacity, int(lengths.sum()) // capacity)
+
+
+def _poured(
+    lengths: Numbers, bin_of: Numbers, room: Numbers, capacity: int, kept: int
+) -> tuple[Numbers, Numbers, Numbers, Numbers]:
+    """The first `kept` bins with what the others have in their room; what they have no room for is in one bin more."""
     poured = np.flatnonzero(bin_of >= kept)
     if not len(poured):
         return np.arange(len(lengths)), np.zeros_like(lengths), lengths, bin_of
     ends = np.cumsum(lengths[poured])
     room_ends = np.cumsum(room[:kept][::-1])
-    ends_of_parts = np.union1d(ends, room_ends[room_ends < ends[-1]])
+    ends_of_parts = np.union1d(ends, room_ends[(room_ends > 0) & (room_ends < ends[-1])])
     begins = np.concatenate([[0], ends_of_parts[:-1]])
     piece = np.searchsorted(ends, begins, side="right")
     into = kept - 1 - np.searchsorted(room_ends, begins, side="right")
+    into[into < 0] = kept
     stay = np.flatnonzero(bin_of < kept)
     of = np.concatenate([stay, poured[piece]])
     offsets = np.concatenate([np.zeros_like(stay), begins - (ends - lengths[poured])[piece]])

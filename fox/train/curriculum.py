@@ -111,10 +111,14 @@ class StageOrder:
         """How many chunks the whole stage takes of a lane."""
         return self.rows_of(lane) * (self.stage.row_length // lane.length)
 
+    def rows_given(self, step: int) -> dict[Lane, int]:
+        """The rows of each lane in the stage's steps before `step` (from 0)."""
+        return dict(zip(self.lanes, self._rows_before(self._row_of_step(step)), strict=True))
+
     def tokens_given(self, step: int) -> dict[str, int]:
         """The tokens of each source in the stage's steps before `step` (from 0), padding included."""
         given: dict[str, int] = {}
-        for lane, rows in zip(self.lanes, self._rows_before(self._row_of_step(step)), strict=True):
+        for lane, rows in self.rows_given(step).items():
             given[lane.source] = given.get(lane.source, 0) + rows * self.stage.row_length
         return given
 

@@ -148,6 +148,7 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
         while course.progress.step < len(steps):
             progress = course.progress
             step = steps[progress.step]
+            job.packing.reach(step.order.name, course.mixtures.orders)
             began = time.perf_counter()
             about = {"step": progress.step + 1, "tokens": step.tokens_seen, "stage": step.order.name}
             verdict = Verdict("go")
@@ -301,7 +302,7 @@ def _go_on(
     watch = Watch(job.train, job.schedule.warmup_tokens, seen)
     gauges = Gauges(training.transformer, peak, job.packing.shards, metrics.rows()) if metrics else None
     mixed = team.from_leader(lambda: metrics.newest(rows_needed(job.orders)) if metrics else [])
-    mixtures = Mixtures(job.orders, progress.events, mixed, job.most_tokens)
+    mixtures = Mixtures(job.orders, progress.events, mixed, job.most_tokens, job.packing.lanes)
     return _Course(progress, metrics, gauges, watch, mixtures)
 
 

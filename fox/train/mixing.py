@@ -10,11 +10,11 @@ Beside the paper's rule there is one of ours: no source is given more than `trai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
-from fox.train.curriculum import Event, StageOrder
+from fox.train.curriculum import Event, Lane, StageOrder
 
 Row = Mapping[str, Any]
 """A line of metrics.jsonl."""
@@ -90,8 +90,9 @@ class Mixtures:
     """The orders of a run's stages with their mixtures as they are by now, and what the next change goes by.
 
     `rows` are the last lines of metrics.jsonl, at least `rows_needed` of them; `most_tokens` says how much of
-    each source the run may see. All ranks have the same. It holds nothing that a run which goes on could not have again: a change that is
-    on record stands, also where a step before it is done anew or is passed over.
+    each source the run may see, and `lanes` have the chunks that there are of a stage's lanes once it has begun. All ranks have the
+    same. It holds nothing that a run which goes on could not have again: a change that is on record stands, also where a step
+    before it is done anew or is passed over.
     """
 
     def __init__(
@@ -100,9 +101,11 @@ class Mixtures:
         events: Sequence[Event],
         rows: Iterable[Row],
         most_tokens: Mapping[str, float],
+        lanes: Mapping[tuple[str, Lane], Sized],
     ) -> None:
         self._planned = {order.name: order for order in orders}
         self._most_tokens = most_tokens
+        self._lanes = lanes
         self._nats: dict[str, float] = {}
         self._tokens: dict[str, float] = {}
         self.orders = {order.name: order.after(events) for order in orders}
@@ -112,7 +115,8 @@ class Mixtures:
     def after_step(self, row: Row, events: Sequence[Event]) -> dict[str, Any] | None:
         """Count a step that is done, told by `step`, `stage`, `mix`, `loss_by_source` and `skipped` of its row.
 
-        The change that comes after it, for the record, where one is due and is not on it yet.
+        The change that comes after it, for the record, where one is due and is not on it yet. There is none where all sources together
+        may give no more than they have to: what was planned, to the row, is all that there is.
         """
         done = self._count(row)
         planned = self._planned[row["stage"]]
@@ -125,7 +129,10 @@ class Mixtures:
         first = planned.mix_at(0)
         losses = {name: self._nats[name] / tokens for name, tokens in self._tokens.items()}
         mixing = resumed(first, before, planned.name).after(losses, before[-1]["mix"] if before else first)
-        mix = within(mixing.shares, self._most_shares(planned.name, done))
+        most = self._most_shares(planned.name, done)
+        if sum(most.values()) < 1:
+            return None
+        mix = within(mixing.shares, most)
         event = {"event": "mix", "step": step, "stage": planned.name, "mix": mix, "rewards": dict(mixing.rewards)}
         if held := [name for name, share in mixing.shares.items() if mix[name] < share]:
             event["held"] = held
@@ -145,13 +152,27 @@ class Mixtures:
         return done
 
     def _most_shares(self, stage: str, done: int) -> dict[str, float]:
-        """Of what is left of a stage, the share that each source may have without being seen too often over the run."""
+        """Of what is left of a stage, the share that each source may have without being seen too often over the run, in whole rows.
+
+        Where a source has several chunk lengths, each change of the mixture may round the rows of one up, by less than a row.
+        """
         order = self.orders[stage]
+        row_length = order.stage.row_length
         seen = [other.tokens_given(other.steps) for other in self.orders.values() if other is not order]
         seen.append(order.tokens_given(done))
-        rest = order.tokens_before(order.steps) - order.tokens_before(done)
-        left = {name: self._most_tokens[name] - sum(of.get(name, 0) for of in seen) for name in order.mix_at(0)}
-        return {name: max(0.0, tokens) / rest for name, tokens in left.items()}
+        rest = (order.tokens_before(order.steps) - order.tokens_before(done)) // row_length
+        given = order.rows_given(done)
+        most: dict[str, float] = {}
+        for name, share in order.mix_at(0).items():
+            mine = [lane for lane in order.lanes if lane.source == name]
+            rounded_up = len(mine) > 1
+            rows = (self._most_tokens[name] - sum(of.get(name, 0) for of in seen)) // row_length - len(mine) + 1
+            for lane in mine:
+                if (stage, lane) in self._lanes:
+                    of_lane = len(self._lanes[stage, lane]) * lane.length // row_length - given[lane] - rounded_up
+                    rows = min(rows, of_lane * share / order.shares[lane])
+            most[name] = max(0.0, rows) / rest
+        return most
 
 
 def rows_needed(orders: Iterable[StageOrder]) -> int:

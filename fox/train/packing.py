@@ -1,8 +1,12 @@
-"""Which pieces of which documents are in each chunk: worked out before training, kept in the run's folder, hashed.
+"""Which pieces of which documents are in each chunk: worked out before a stage begins, kept in the run's folder, hashed.
 
 The index of a lane is three arrays that are read in place: where each piece begins in its source's shard, how long it is, and
 where each bin's pieces end. `manifest.json` says what they were made of, what they hold, and their hashes. How documents are
 packed is for `packer` to say.
+
+All stages up to the first whose mixture follows the loss are packed before training. What such a stage leaves of its sources is
+known from the record once it is over: the stages after it, up to the next such one, are packed then, in a folder of their own.
+Both are functions of the seed, the shards and the record alone.
 """
 
 from __future__ import annotations
@@ -12,80 +16,165 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fox.artifacts import PARTIAL, disk_failures, folder_made_whole, sha256_of, write_json
 from fox.errors import Failure
 from fox.formats.token_shards import Shard
 from fox.progress import Meter
 from fox.train.best_fit import Numbers
-from fox.train.curriculum import Chunk, Lane, StageOrder
-from fox.train.packer import ARRAYS, Limit, array_path, bins_needed, make_lanes, may_cut
-from fox.train.shuffle import key_of, shuffled
+from fox.train.curriculum import Chunk, Event, Lane, StageOrder
+from fox.train.lane_writer import ARRAYS, array_path
+from fox.train.packed_lane import PackedLane, part_of
+from fox.train.packer import Limit, make_lanes, may_cut, most_chunks, room_of, seen_too_often
+from fox.train.shuffle import key_of
+from fox.train.stock import Stock, from_rows, to_rows
 
-FORMAT = 2
-
-
-@dataclass(frozen=True)
-class PackedLane:
-    """The bins of a stage's lane, in the groups' order. `parts` has the epoch of each run of bins, and how many these are."""
-
-    piece_starts: npt.NDArray[np.uint64]
-    piece_lengths: npt.NDArray[np.uint32]
-    bin_ends: npt.NDArray[np.uint64]
-    parts: Sequence[tuple[int, int]]
-    key: int
-
-    def bin_of(self, number: int) -> tuple[int, int, bool]:
-        """The bin of the lane's `number`-th chunk, its epoch, and whether the lane had run out and began anew before it.
-
-        An epoch's bins are shuffled; a lane that begins anew has all of its bins in another order.
-        """
-        num_bins = len(self.bin_ends)
-        turn, place = divmod(number, num_bins)
-        found = shuffled(place, num_bins, key_of(self.key, "again", str(turn))) if turn else place
-        first = 0
-        for epoch, bins in self.parts:
-            if found < first + bins:
-                if not turn:
-                    found = first + shuffled(place - first, bins, key_of(self.key, str(first)))
-                return found, epoch, bool(turn)
-            first += bins
-        raise AssertionError("the parts are all bins")
-
-    def pieces(self, number: int) -> tuple[Numbers, Numbers]:
-        """Of the lane's `number`-th chunk: where each of its pieces begins in the shard, and how many tokens it has."""
-        found, _, _ = self.bin_of(number)
-        span = slice(int(self.bin_ends[found - 1]) if found else 0, int(self.bin_ends[found]))
-        return self.piece_starts[span].astype(np.int64), self.piece_lengths[span].astype(np.int64)
+FORMAT = 3
+_SECOND_FORMAT = 2
+"""An index of it is read as it is, unless a mixture follows the loss: what such a stage had left was lost then."""
 
 
-@dataclass(frozen=True)
 class Packing:
-    """The index of a training, opened, and the shards that it points into.
+    """The index of a training, opened as far as it is known, and the shards that it points into.
 
-    `facts` say of each lane what it holds; `epochs`, how often each source is seen in all.
+    `facts` say of each lane what it holds; `epochs`, how often each source is seen by the end of the opened stages, as planned.
     """
 
-    lanes: Mapping[tuple[str, Lane], PackedLane]
-    shards: Mapping[str, Shard]
-    facts: Sequence[Mapping[str, Any]]
-    epochs: Mapping[str, float]
+    def __init__(
+        self, folder: Path, orders: Sequence[StageOrder], shards: Mapping[str, Shard], limit: Limit, workers: int = 1
+    ) -> None:
+        self.shards = shards
+        self.lanes: dict[tuple[str, Lane], PackedLane] = {}
+        self.facts: list[dict[str, Any]] = []
+        self.epochs: dict[str, float] = {}
+        self._folder, self._orders, self._limit, self._workers = folder, orders, limit, workers
+        self._legs = _legs(orders)
+        self._opened: list[tuple[Path, dict[str, Any]]] = []
+        """The folder and the manifest of each leg that is."""
 
     def pieces(self, chunk: Chunk) -> tuple[Numbers, Numbers]:
         """Where each piece of a chunk begins in its source's shard, and how many tokens it has: the chunk's length at most."""
         return self.lanes[chunk.stage, chunk.lane].pieces(chunk.number)
 
     def epoch_of(self, chunk: Chunk) -> tuple[int, bool]:
-        """The epoch of a chunk's documents (from 0), and whether the stage has had this chunk before."""
+        """The epoch of a chunk's (first) documents (from 0), and whether the stage has had this chunk before."""
         _, epoch, again = self.lanes[chunk.stage, chunk.lane].bin_of(chunk.number)
         return epoch, again
+
+    def has(self, stage: str) -> bool:
+        """Whether the documents of a stage are known by now."""
+        return any(order.name == stage for leg in self._legs[: len(self._opened)] for order in leg)
+
+    def reach(self, stage: str, went: Mapping[str, StageOrder], meter: Meter | None = None) -> None:
+        """Have the documents of a stage, which are packed first where that is not done. Any number of processes may call it: one
+        packs while the others wait.
+
+        `went` has the orders of the stages before it, by name, with their mixtures as they went. `meter` counts tokens. Raises
+        UserError where a source would be seen more often than the limit, Failure where the index is damaged or an older Fox's.
+        """
+        while not self.has(stage):
+            folder, made_of = self._next(went)
+            with _one_at_a_time(folder):
+                if not _is_of(folder, made_of):
+                    self._make(folder, made_of, went, meter or Meter("pack", None, "tokens"))
+            self._open(folder)
+
+    def reach_what_is_there(self, went: Mapping[str, StageOrder]) -> None:
+        """Have the documents of all stages that are packed, and pack nothing."""
+        while len(self._opened) < len(self._legs):
+            folder, made_of = self._next(went)
+            if not _is_of(folder, made_of):
+                break
+            self._open(folder)
+
+    def _next(self, went: Mapping[str, StageOrder]) -> tuple[Path, dict[str, Any]]:
+        """Where the next leg's index is, and what it has to be made of."""
+        made_of = _made_of(self._legs[len(self._opened)], self.shards)
+        if not self._opened:
+            return self._folder, made_of
+        before = went[self._legs[len(self._opened) - 1][-1].name]
+        read = [[lane.source, lane.length, before.chunks_of(lane)] for lane in before.lanes]
+        made_of["after"] = {"index": self._opened[-1][1]["sha256_of_lanes"], "read": read}
+        return self._folder / f"after-{before.name}", made_of
+
+    def _make(self, folder: Path, made_of: dict[str, Any], went: Mapping[str, StageOrder], meter: Meter) -> None:
+        leg = self._legs[len(self._opened)]
+        if not self._opened:
+            self._check_first(folder)
+        stocks = self._stocks(went)
+        with folder_made_whole(folder) as partial:
+            lanes, epochs = make_lanes(partial, leg, stocks, self._limit, meter, self._workers)
+            manifest = {"made_of": made_of, "epochs": epochs, "lanes": lanes}
+            if leg[-1].stage.mix_follows:
+                manifest["left"] = {name: _save_left(partial, stock) for name, stock in stocks.items()}
+            write_json(partial / "manifest.json", {**manifest, "sha256_of_lanes": _seal(manifest)})
+
+    def _check_first(self, folder: Path) -> None:
+        """Raise where the run could not be packed to its end, or went otherwise so far."""
+        if len(self._legs) == 1 and not self._orders[-1].stage.mix_follows:
+            return
+        known = _what_it_was_made_of(folder)
+        if isinstance(known, dict) and known.get("format") == _SECOND_FORMAT:
+            raise Failure(
+                f"{folder}: was packed by an older Fox, which lost what a stage whose mixture follows the loss had not read. "
+                "Go on with that Fox, or train again with --redo pretrain or another --out."
+            )
+        if len(self._legs) > 1:
+            for source in dict.fromkeys(lane.source for order in self._orders for lane in order.lanes):
+                tokens = len(self.shards[source].tokens)
+                for stages, met in enumerate(self._orders, start=1):
+                    if room_of(source, self._orders[:stages]) > self._limit.epochs * tokens:
+                        raise seen_too_often(source, self._orders, tokens, self._limit, met)
+
+    def _stocks(self, went: Mapping[str, StageOrder]) -> dict[str, Stock]:
+        """Each source as the stages of the opened legs have left it."""
+        seed = self._orders[0].seed
+        if not self._opened:
+            return {name: Stock(name, shard, seed) for name, shard in self.shards.items()}
+        folder, manifest = self._opened[-1]
+        before = went[self._legs[len(self._opened) - 1][-1].name]
+        stocks = {}
+        for name, told in manifest["left"].items():
+            path = _left_path(folder, name)
+            if not path.is_file() or sha256_of(path) != told["sha256"]:
+                raise _damaged(path, self._folder)
+            unread = [
+                self.lanes[before.name, lane].unread(before.chunks_of(lane))
+                for lane in before.lanes
+                if lane.source == name
+            ]
+            left = from_rows(np.concatenate([*unread, np.load(path, allow_pickle=False)]))
+            stocks[name] = Stock(name, self.shards[name], seed, told["taken"], left)
+        return stocks
+
+    def _open(self, folder: Path) -> None:
+        """The next leg's lanes."""
+        manifest = _manifest(folder)
+        of_order = {order.name: order for order in self._orders}
+        for told in manifest["lanes"]:
+            lane, stage = Lane(told["source"], told["length"]), told["stage"]
+            arrays = {}
+            for name, dtype in ARRAYS.items():
+                path = array_path(folder, stage, lane, name)
+                if not path.is_file() or sha256_of(path) != told["sha256"][name]:
+                    raise _damaged(path, self._folder)
+                arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
+                assert arrays[name].dtype == dtype
+            self.lanes[stage, lane] = PackedLane(
+                arrays["starts"],
+                arrays["lengths"],
+                arrays["ends"],
+                [part_of(part) for part in told["parts"]],
+                key_of(of_order[stage].seed, stage, lane.source, str(lane.length)),
+            )
+        self.facts += manifest["lanes"]
+        self.epochs |= manifest["epochs"]
+        self._opened.append((folder, manifest))
 
 
 def packing(
@@ -96,56 +185,38 @@ def packing(
     meter: Meter | None = None,
     workers: int = 1,
 ) -> Packing:
-    """The index in `folder`, made first where there is none of these orders and shards. Any number of processes may call it:
-    one makes it while the others wait.
-
-    `meter` counts tokens. Raises UserError where a source would be seen more often than `limit`, Failure where the index is
-    damaged.
-    """
-    made_of = _made_of(orders, shards)
-    with _one_at_a_time(folder):
-        if _what_it_was_made_of(folder) != made_of:
-            with folder_made_whole(folder) as partial:
-                lanes, epochs = make_lanes(
-                    partial, orders, shards, limit, meter or Meter("pack", None, "tokens"), workers
-                )
-                manifest = {"made_of": made_of, "epochs": epochs, "lanes": lanes, "sha256_of_lanes": _digest(lanes)}
-                write_json(partial / "manifest.json", manifest)
-    return _open(folder, orders, shards)
+    """The index in `folder`, with the documents of all stages that can be known before training: see `Packing.reach`."""
+    index = Packing(folder, orders, shards, limit, workers)
+    index.reach(orders[0].name, {}, meter)
+    return index
 
 
-def open_packing(folder: Path, orders: Sequence[StageOrder], shards: Mapping[str, Shard]) -> Packing:
-    """The index in `folder`. Raises Failure where it is damaged or was made of something else."""
-    if _what_it_was_made_of(folder) != _made_of(orders, shards):
+def open_packing(
+    folder: Path, orders: Sequence[StageOrder], shards: Mapping[str, Shard], events: Iterable[Event] = ()
+) -> Packing:
+    """The index in `folder`, of all stages that the run with these events on record has packed. Raises Failure where it is damaged
+    or was made of something else."""
+    index = Packing(folder, orders, shards, Limit("", 0.0))
+    record = list(events)
+    index.reach_what_is_there({order.name: order.after(record) for order in orders})
+    if not index.lanes:
         raise Failure(f"{folder}: is not of this recipe and data. Train again.")
-    return _open(folder, orders, shards)
+    return index
 
 
-def _open(folder: Path, orders: Sequence[StageOrder], shards: Mapping[str, Shard]) -> Packing:
-    manifest = _manifest(folder)
-    lanes = {}
-    of_order = {order.name: order for order in orders}
-    for told in manifest["lanes"]:
-        lane, stage = Lane(told["source"], told["length"]), told["stage"]
-        arrays = {}
-        for name, dtype in ARRAYS.items():
-            path = array_path(folder, stage, lane, name)
-            if not path.is_file() or sha256_of(path) != told["sha256"][name]:
-                raise Failure(f"{path}: is damaged. Remove {folder} and run the same command again: it is made anew.")
-            arrays[name] = np.load(path, mmap_mode="r", allow_pickle=False)
-            assert arrays[name].dtype == dtype
-        lanes[stage, lane] = PackedLane(
-            arrays["starts"],
-            arrays["lengths"],
-            arrays["ends"],
-            [(part["epoch"], part["bins"]) for part in told["parts"]],
-            key_of(of_order[stage].seed, stage, lane.source, str(lane.length)),
-        )
-    return Packing(lanes, shards, manifest["lanes"], manifest["epochs"])
+def _legs(orders: Sequence[StageOrder]) -> list[list[StageOrder]]:
+    """The stages that are packed together: each but the last leg ends with one whose mixture follows the loss."""
+    legs: list[list[StageOrder]] = [[]]
+    for order in orders:
+        if legs[-1] and legs[-1][-1].stage.mix_follows:
+            legs.append([])
+        legs[-1].append(order)
+    return legs
 
 
 def _made_of(orders: Sequence[StageOrder], shards: Mapping[str, Shard]) -> dict[str, Any]:
-    """All that the index depends on. Of a shard that is where its documents end, and not their tokens."""
+    """All that the index of some stages depends on, but for those before. Of a shard that is where its documents end, and not their
+    tokens."""
     sources = sorted({lane.source for order in orders for lane in order.lanes})
     return {
         "format": FORMAT,
@@ -153,22 +224,33 @@ def _made_of(orders: Sequence[StageOrder], shards: Mapping[str, Shard]) -> dict[
         "documents": {
             source: hashlib.sha256(shards[source].ends.astype("<u8").tobytes()).hexdigest() for source in sources
         },
-        "stages": [
-            [
-                order.name,
-                may_cut(order),
-                [[lane.source, lane.length, bins_needed(order, lane, shards)] for lane in order.lanes],
-            ]
-            for order in orders
-        ],
+        "stages": [[order.name, may_cut(order), [_taken(order, lane) for lane in order.lanes]] for order in orders],
     }
+
+
+def _taken(order: StageOrder, lane: Lane) -> list[Any]:
+    """A lane, how many chunks are taken of it, and how many there are to be where its mixture follows the loss."""
+    told = [lane.source, lane.length, order.chunks_of(lane)]
+    return [*told, most_chunks(order, lane)] if order.stage.mix_follows else told
+
+
+def _left_path(folder: Path, source: str) -> Path:
+    return folder / "left" / f"{source}.npy"
+
+
+def _save_left(folder: Path, stock: Stock) -> dict[str, Any]:
+    """Keep what is left of a source beside the lanes; what the manifest says of it."""
+    path = _left_path(folder, stock.name)
+    path.parent.mkdir(exist_ok=True)
+    np.save(path, to_rows(stock.left), allow_pickle=False)
+    return {"taken": stock.taken, "sha256": sha256_of(path)}
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
-        if manifest["sha256_of_lanes"] != _digest(manifest["lanes"]):
+        if manifest["sha256_of_lanes"] != _seal(manifest):
             raise ValueError("its lanes are not as they were written")
         return manifest
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -177,12 +259,22 @@ def _manifest(folder: Path) -> dict[str, Any]:
         ) from None
 
 
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """The hash of what a manifest says of lanes, and of what is left for further stages where that is in it."""
+    content = [manifest["lanes"], manifest["left"]] if "left" in manifest else manifest["lanes"]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _damaged(path: Path, index: Path) -> Failure:
+    return Failure(f"{path}: is damaged. Remove {index} and run the same command again: it is made anew.")
+
+
 def _what_it_was_made_of(folder: Path) -> Any:
     return _manifest(folder)["made_of"] if (folder / "manifest.json").exists() else None
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _is_of(folder: Path, made_of: dict[str, Any]) -> bool:
+    return _what_it_was_made_of(folder) in (made_of, {**made_of, "format": _SECOND_FORMAT})
 
 
 @contextlib.contextmanager

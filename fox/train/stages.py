@@ -19,11 +19,15 @@ from fox.recipe.stage import Stage
 from fox.train.averaging import averaged_steps
 from fox.train.checkpoint import Identity
 from fox.train.curriculum import StageOrder, curriculum
+from fox.train.events import read_events
 from fox.train.loop import AfterStage, Job, OnRow, Outcome, nobody, train
 from fox.train.machine import device, losses_depend_on, product_type, resolve_precision
 from fox.train.packer import Limit
-from fox.train.packing import Packing, packing
+from fox.train.packing import Packing, open_packing, packing
+from fox.train.readings import astray, readings
 from fox.train.team import ALONE, Team
+
+_INDEX = "packing"
 
 
 def new_model(recipe: Recipe, vocab_size: int) -> Transformer:
@@ -79,12 +83,26 @@ def pack(
 ) -> tuple[list[StageOrder], Packing]:
     """The order of all rows, and which documents are in them: worked out once, kept in `folder`, the same for all ranks.
 
-    `meter` counts tokens. Raises UserError where a source would be seen too often.
+    `meter` counts tokens, and tells where padding leads a mixture astray. Raises UserError where a source would be seen too often.
     """
     orders = curriculum(recipe, stages, {name: len(shard.tokens) for name, shard in shards.items()})
     limit = _limit(recipe, stages)
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    return orders, packing(folder / "packing", orders, shards, limit, meter, workers)
+    index = packing(folder / _INDEX, orders, shards, limit, meter, workers)
+    if meter:
+        for line in astray(index.facts, orders):
+            meter.tell(line)
+    return orders, index
+
+
+def what_was_read(
+    recipe: Recipe, stages: Mapping[str, Stage], shards: Mapping[str, Shard], folder: Path
+) -> dict[str, Any]:
+    """What the training in `folder`, which is done, has read of its sources: see `readings`."""
+    events = read_events(folder)
+    orders = curriculum(recipe, stages, {name: len(shard.tokens) for name, shard in shards.items()})
+    index = open_packing(folder / _INDEX, orders, shards, events)
+    return readings(index, [order.after(events) for order in orders])
 
 
 def _limit(recipe: Recipe, stages: Mapping[str, Stage]) -> Limit:

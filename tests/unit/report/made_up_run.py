@@ -112,7 +112,12 @@ def write_whole_run(folder: Path) -> None:
     ]
     facts: dict[str, dict[str, Any]] = {
         "data": {"sources": {"speeches": {**speeches, "bytes_per_token": 4.19}, "chats": chats}},
-        "pretrain": {**training, "packing": lanes, "epochs": {"speeches": 1.4375}},
+        "pretrain": {
+            **training,
+            "packing": lanes,
+            "epochs": {"speeches": 1.4375},
+            "seen": {"speeches": [0.0, 0.5625, 0.4375]},
+        },
         "tune": {**training, "tokens": 500_000, "seconds_training": 104.0},
     }
     of_recipe = json.loads(json.dumps(loaded.recipe.model_dump()))

@@ -101,6 +101,8 @@ def test_the_page_tells_how_documents_lie_in_chunks(whole_page: str) -> None:
     told = text[text.index("Documents in chunks") :]
     assert "qualityspeeches2561,2500.42 %2011731.44" in "".join(told.split("\n"))
     assert "0c" * 32 not in text
+    read = told[told.index("How often the text was read") :]
+    assert "pretrainspeeches0.0 %56.2 %43.8 %0.0 %" in "".join(read.split("\n"))
 
 
 def test_the_bigrams_name_covers_neither_the_curve_nor_its_numbers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fox.cli import app
+from fox.data.corpus import shard_path
 from fox.errors import Failure, UserError
-from fox.recipe import load_recipe
+from fox.formats.token_shards import Shard
+from fox.recipe import Recipe, load_recipe
 from fox.runs.folder import Run
 from fox.runs.inspect import inspect_step
 from fox.runs.pipeline import do_steps
@@ -153,3 +156,28 @@ def test_the_commands_of_fox_data(run: Path, monkeypatch: pytest.MonkeyPatch) ->
         helped = terminal.invoke(app, words)
         assert helped.exit_code == 0 and all(len(line) <= 60 for line in helped.output.splitlines())
     assert {"prepare", "inspect"} <= set(re.findall(r"│ (\w+) ", terminal.invoke(app, ["data", "--help"]).output))
+
+
+def test_a_stage_after_one_that_follows_the_loss_is_told_once_its_documents_are_known(
+    run: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    page = json.loads((folder / "recipe.json").read_text())
+    page["recipe"]["stage"]["longer"]["mix_follows"] = "odm"
+    (folder / "recipe.json").write_text(json.dumps(page))
+    recipe = Recipe.model_validate(page["recipe"])
+    vocab_size = Tokenizer.load(folder / "tokenizer").vocab_size
+    shards = {name: Shard(shard_path(folder / "data", name, "train"), vocab_size) for name in recipe.source}
+    orders, index = pack(recipe, recipe.stage, shards, folder / "pretrain")
+    first, last = orders[1].first_step + 1, orders[2].first_step + 1
+    with pytest.raises(UserError, match=rf"is of stage last, .* stage longer leaves.*a step up to {last - 1}\."):
+        list(inspect_step(folder, last, 4))
+    assert list(inspect_step(folder, last - 1, 4))
+    mix = {name: 0.5 for name in orders[1].mix_at(0)}
+    event = {"event": "mix", "step": first + 1, "stage": "longer", "mix": mix, "rewards": {}}
+    (folder / "pretrain/events.jsonl").write_text(json.dumps(event) + "\n")
+    index.reach("last", {order.name: order.after([event]) for order in orders})
+    starts, _ = index.pieces(orders[2].rows_of_step(0)[0][0])
+    documents = shards[orders[2].rows_of_step(0)[0][0].lane.source].ends.searchsorted(starts, side="right")
+    told = [line for line in inspect_step(folder, last, 4) if line.startswith("    document ")]
+    assert [line.split(":")[0] for line in told[: len(documents)]] == [f"    document {at}" for at in documents]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import fox.train.packer as packer
 from fox.formats.token_shards import Shard
 from fox.model import Transformer
 from fox.model.loss import IGNORED, summed_loss
@@ -25,12 +26,14 @@ from tests.unit.train.micro_training import recipe_of
 LENGTHS = [3, 9, 2, 17, 5, 30, 4, 41, 8, 6]
 
 
-def index_of(folder: Path, shard: Shard, chunk_length: Any, chunks: int) -> tuple[StageOrder, Packing]:
-    """Rows of 24 tokens, packed from the only source."""
+def index_of(folder: Path, shard: Shard, chunk_length: Any, chunks: int, cut: bool) -> tuple[StageOrder, Packing]:
+    """Rows of 24 tokens, packed from the only source; with `cut`, its documents are cut to fill chunks."""
     stage = {"tokens": chunks * 24, "chunk_length": chunk_length, "rows": 1, "batch_tokens": 24, "mix": {"chats": 1.0}}
     recipe = recipe_of(source={"chats": {"path": "x", "kind": "chat"}}, stage={"only": stage}, tune=None)
     orders = curriculum(recipe, recipe.stage, {"chats": len(shard.tokens)})
-    return orders[0], packing(folder, orders, {"chats": shard}, Limit("train.max_epochs", 9.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packer, "may_cut", lambda _: cut)
+        return orders[0], packing(folder, orders, {"chats": shard}, Limit("train.max_epochs", 9.0))
 
 
 @pytest.fixture
@@ -38,10 +41,10 @@ def chats(make_shard: Callable[..., Shard]) -> Shard:
     return make_shard("chats", LENGTHS, with_loss_mask=True)
 
 
-@pytest.fixture
-def rows_and_index(chats: Shard, tmp_path: Path) -> tuple[list[Row], Packing]:
+@pytest.fixture(params=["whole", "cut"])
+def rows_and_index(request: pytest.FixtureRequest, chats: Shard, tmp_path: Path) -> tuple[list[Row], Packing]:
     """Eight rows of chunks of 24 and of 12, from two epochs."""
-    order, index = index_of(tmp_path / "index", chats, {"24": 1, "12": 1}, 8)
+    order, index = index_of(tmp_path / "index", chats, {"24": 1, "12": 1}, 8, request.param == "cut")
     return [row for step in range(order.steps) for row in order.rows_of_step(step)], index
 
 
@@ -70,7 +73,7 @@ def expected(shard: Shard, row: Row, index: Packing, learn_marked_only: bool) ->
 
 @pytest.mark.parametrize("learn_marked_only", [False, True])
 def test_rows_are_what_the_index_says(
-    rows_and_index: tuple[list[Row], Packing], chats: Shard, learn_marked_only: bool
+    rows_and_index: tuple[list[Row], Packing], chats: Shard, learn_marked_only: bool, request: pytest.FixtureRequest
 ) -> None:
     rows, index = rows_and_index
     batch = make_batch(rows, index, learn_marked_only)
@@ -84,12 +87,12 @@ def test_rows_are_what_the_index_says(
         assert [-1 if wanted == -1 else token for token, wanted in zip(got, tokens, strict=True)] == tokens
         padding += tokens.count(-1)
     assert batch.num_targets == int((batch.target_BL != IGNORED).sum()) > 50
-    assert padding > 0  # or nothing was said of it
+    assert (padding > 0) is ("whole" in request.node.name), "documents are cut so that none is left"
 
 
 def test_the_last_token_of_a_cut_piece_learns_the_first_of_the_next(make_shard: Callable[..., Shard], tmp_path: Path) -> None:  # fmt: skip
     shard = make_shard("chats", [60], with_loss_mask=True)
-    order, index = index_of(tmp_path / "index", shard, 24, 3)
+    order, index = index_of(tmp_path / "index", shard, 24, 3, cut=False)
     rows = [row for step in range(order.steps) for row in order.rows_of_step(step)]
     batch = make_batch(rows, index, learn_marked_only=False)
     by_start = {int(index.pieces(row[0])[0][0]): at for at, row in enumerate(rows)}
@@ -100,6 +103,17 @@ def test_the_last_token_of_a_cut_piece_learns_the_first_of_the_next(make_shard: 
     last = by_start[48]
     assert batch.target_BL[last, 11:].tolist() == [IGNORED] * 13
     assert batch.segment_BL[last].tolist() == [0] * 12 + [1] * 12
+
+
+def test_a_chunk_at_an_epochs_end_begins_the_next(make_shard: Callable[..., Shard], tmp_path: Path) -> None:
+    shard = make_shard("chats", [60])
+    order, index = index_of(tmp_path / "index", shard, 24, 3, cut=True)
+    rows = [row for step in range(order.steps) for row in order.rows_of_step(step)]
+    assert [row[0].number for row in rows] == [0, 1, 2]
+    batch = make_batch(rows, index, learn_marked_only=False)
+    assert batch.token_BL[2].tolist() == [*shard.tokens[48:], *shard.tokens[:12]]
+    assert batch.segment_BL[2].tolist() == [0] * 12 + [1] * 12
+    assert batch.target_BL[2].tolist() == [*shard.tokens[49:], IGNORED, *shard.tokens[1:13]]
 
 
 def loss_of(model: Transformer, batch: Batch, see_all: bool = False) -> torch.Tensor:

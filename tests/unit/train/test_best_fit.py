@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fox.train.best_fit import best_fit, cut_to_fill
+from fox.train.best_fit import best_fit, cut_to_fill, fill_whole
 
 LENGTHS = st.integers(1, 40).flatmap(
     lambda capacity: st.tuples(st.just(capacity), st.lists(st.integers(1, capacity), min_size=1, max_size=80))
@@ -70,6 +70,22 @@ def test_cutting_keeps_every_token_once_and_leaves_no_more_room_than_asked(
     assert waste <= most * len(filled) * capacity + 1e-9 or waste < capacity
     if waste and len(filled) == len(room):
         assert (bins == bin_of).all() and len(pieces) == len(lengths)
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=100), capacity=st.integers(40, 64))
+def test_filled_whole_no_bin_but_the_last_has_room(lengths: list[int], capacity: int) -> None:
+    given_ = np.array(lengths, dtype=np.int64)
+    of, offsets, parts, bins = fill_whole(given_, *best_fit(given_, capacity), capacity)
+    covered = sorted(
+        (int(piece), int(offset), int(part)) for piece, offset, part in zip(of, offsets, parts, strict=True)
+    )
+    assert all(part > 0 for _, _, part in covered)
+    for piece, length in enumerate(lengths):
+        mine = [(offset, part) for which, offset, part in covered if which == piece]
+        assert [offset for offset, _ in mine] == [0, *np.cumsum([part for _, part in mine]).tolist()[:-1]]
+        assert sum(part for _, part in mine) == length
+    whole, rest = divmod(sum(lengths), capacity)
+    assert np.bincount(bins, weights=parts).tolist() == [capacity] * whole + [rest] * (rest > 0)
 
 
 def test_what_has_little_room_left_is_not_cut() -> None:

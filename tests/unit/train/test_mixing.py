@@ -96,11 +96,11 @@ def row(step: int, loss_a: float, loss_b: float, **other: Any) -> dict[str, Any]
     return {"step": step, "stage": "only", "mix": {"a": 64, "b": 64}, "loss_by_source": losses, **other}
 
 
-NO_LIMIT = {"a": math.inf, "b": math.inf}
+NO_LIMIT = {"a": 1e15, "b": 1e15}
 
 
 def events_of(order: StageOrder, rows: list[dict[str, Any]], most: dict[str, float]) -> tuple[Mixtures, list[Any]]:
-    mixtures, events = Mixtures([order], [], [], most), []
+    mixtures, events = Mixtures([order], [], [], most, {}), []
     for each in rows:
         if event := mixtures.after_step(each, events):
             events.append(event)
@@ -147,7 +147,7 @@ def test_it_goes_on_from_any_step_and_a_change_on_record_stands(stop: int) -> No
     whole, events = events_of(order, rows, NO_LIMIT)
     for known in (0, 9, 15):
         on_record = [event for event in events if event["step"] <= stop + 1 + known]
-        again = Mixtures([order], on_record, rows[max(0, stop - rows_needed([order])) : stop], NO_LIMIT)
+        again = Mixtures([order], on_record, rows[max(0, stop - rows_needed([order])) : stop], NO_LIMIT, {})
         for each in rows[stop:]:
             if event := again.after_step(each, on_record):
                 on_record.append(event)
@@ -159,7 +159,7 @@ def test_a_source_is_held_at_what_may_be_seen_of_it_and_that_is_told() -> None:
     rows = [row(step, 1.0, 9.0) for step in range(1, 101)]
     free, events = events_of(order, rows, NO_LIMIT)
     assert free.orders["only"].tokens_given(100)["b"] > 7500 and not any("held" in event for event in events)
-    held, events = events_of(order, rows, {"a": math.inf, "b": 7000.0})
+    held, events = events_of(order, rows, {"a": 1e15, "b": 7000.0})
     assert held.orders["only"].tokens_given(100) == {"a": 12_800 - 6992, "b": 6992}
     assert [event for event in events if event.get("held") == ["b"]]
 
@@ -174,7 +174,7 @@ def test_a_source_is_held_for_what_later_stages_take_of_it() -> None:
         tune=None,
     )
     orders = curriculum(recipe, recipe.stage, {"a": 5000, "b": 5000})
-    mixtures = Mixtures(orders, [], [], {"a": math.inf, "b": 12_800 + 6_600})
+    mixtures = Mixtures(orders, [], [], {"a": 1e15, "b": 12_800 + 6_600}, {})
     events: list[Any] = []
     for step in range(1, 101):
         if event := mixtures.after_step({**row(step, 1.0, 9.0), "stage": "one"}, events):

@@ -16,9 +16,10 @@ import torch
 import fox.train.loop as loop
 from fox.formats.token_shards import Shard, ShardWriter
 from fox.model import Transformer
+from fox.recipe import Recipe
 from fox.train.batches import Batch
 from fox.train.events import read_events
-from fox.train.stages import new_model, pretrain
+from fox.train.stages import new_model, pretrain, what_was_read
 from tests.unit.train.micro_training import VOCAB_SIZE, recipe_of
 from tests.unit.train.stops import slowly
 from tests.unit.train.test_loop import Stop, StoppingMeter, hash_of, rows_of
@@ -47,24 +48,23 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Shard]:
 Run = Callable[..., Transformer]
 
 
+def recipe_with(stage: dict[str, Any] | None = None, **rules: Any) -> Recipe:
+    half = {"tokens": STEPS // 2 * 128, "mix": MIX, **STAGE, **(stage or {})}
+    train = {"precision": "float32", "compile": False, "checkpoint_every_steps": 3, "keep_checkpoints": 4}
+    return recipe_of(
+        source={"easy": {"path": "e"}, "hard": {"path": "h"}},
+        train={**train, **rules},
+        stage={"one": half, "two": half},
+        tune=None,
+    )
+
+
 @pytest.fixture
 def run(two: dict[str, Shard], tmp_path: Path) -> Run:
     """Train two stages that follow the loss in a folder below tmp_path, from where that is, stopped after `stop_at` steps."""
 
     def train(name: str, stop_at: int | None = None, stage: dict[str, Any] | None = None, **rules: Any) -> Transformer:
-        half = {"tokens": STEPS // 2 * 128, "mix": MIX, **STAGE, **(stage or {})}
-        recipe = recipe_of(
-            source={"easy": {"path": "e"}, "hard": {"path": "h"}},
-            train={
-                "precision": "float32",
-                "compile": False,
-                "checkpoint_every_steps": 3,
-                "keep_checkpoints": 4,
-                **rules,
-            },
-            stage={"one": half, "two": half},
-            tune=None,
-        )
+        recipe = recipe_with(stage, **rules)
         model = new_model(recipe, VOCAB_SIZE)
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
@@ -94,6 +94,16 @@ def test_the_harder_source_gets_more_and_the_rows_have_the_mixture_on_record(run
         for row in rows[event["step"] - 1 : until - 1]:
             drawn.update(row["mix"])
         assert drawn["hard"] / drawn.total() == pytest.approx(event["mix"]["hard"], abs=1.5 / 32)  # to the row
+
+
+def test_no_text_is_read_twice_while_there_is_other_text(run: Run, two: dict[str, Shard], tmp_path: Path) -> None:
+    run("whole")
+    recipe = recipe_with()
+    seen = what_was_read(recipe, recipe.stage, two, tmp_path / "whole")["seen"]
+    read = {name: sum(row["mix"][name] for row in rows_of(tmp_path / "whole")) for name in two}
+    assert read["hard"] > 1.2 * read["easy"]
+    for name, (never, once) in seen.items():
+        assert never + once == pytest.approx(1) and 0.97 * read[name] <= 3000 * once <= read[name]
 
 
 def test_without_it_the_mixture_stays(run: Run, tmp_path: Path) -> None:
