@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
+from rich.console import Console
+
+from fox.data.corpus import shard_path
 from fox.errors import RecipeError
+from fox.progress import meter
 from fox.recipe import Recipe
 from fox.recipe.stage import Stage
+from fox.runs.folder import Run
 from fox.runs.rows import attention_keeps_weights
 
 
@@ -37,3 +43,29 @@ def check_memory(recipe: Recipe, stages: Mapping[str, Stage], vocab_size: int) -
     ]
     if problems:
         raise RecipeError(problems)
+
+
+def check_undamaged(run: Run, read: Mapping[str, Iterable[str]], console: Console) -> None:
+    """Raise Failure where a file that is about to be read is not what a step made of it, to the last bit.
+
+    `read` has, for each step, the files. All are hashed: storage that loses a bit changes neither a file's size nor its time,
+    and a training would take it in for good.
+    """
+    files = {step: list(names) for step, names in read.items()}
+    size = sum((run.folder / name).stat().st_size for names in files.values() for name in names)
+    with meter("check files", size, "bytes", console=console) as shown:
+        for step, names in files.items():
+            run.check_contents(step, names, shown)
+
+
+def shards_of(run: Run, sources: Iterable[str], split: str) -> list[str]:
+    """The files of these sources' shards of a split, as the manifest of the data names them."""
+    shards = [str(shard_path(Path("data"), source, split)) for source in sources]
+    made: Sequence[str] = list(run.needs("data")["outputs"])
+    return [name for name in made if any(name == shard or name.startswith(f"{shard}.") for shard in shards)]
+
+
+def sources_of(recipe: Recipe, stages: Mapping[str, Stage]) -> list[str]:
+    """The sources that some stage learns from."""
+    learnt = {source for stage in stages.values() for key in stage.mix for source in recipe.sources_of(key, stage.mix)}
+    return [source for source in recipe.source if source in learnt]

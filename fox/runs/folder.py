@@ -10,14 +10,16 @@ import contextlib
 import datetime
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fox
 from fox.artifacts import remove_at_once, sha256_of, stamp_of, write_atomically, write_json
 from fox.errors import Failure, UserError
+from fox.progress import Meter
 from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.migrate import migrated
 from fox.recipe.schema import VERSION, without_descriptions
@@ -115,6 +117,14 @@ class Run:
                     mend=f"Go back to that, keep both with --out, or do `{step}` and what follows again: `fox run` with --redo {step}.",
                 )
 
+    def check_contents(self, step: str, names: Iterable[str], shown: Meter) -> None:
+        """Hash files that `step` made, whatever their sizes and times say. Raises Failure where one is not as it was made."""
+        outputs = (self.manifest(step) or {"outputs": {}})["outputs"]
+        for name in names:
+            path = self.folder / name
+            if sha256_of(path, partial(shown.advance, note=name)) != outputs.get(name):
+                raise _no_longer(path, step)
+
     def finish(self, step: str, inputs: dict[str, Any], facts: dict[str, Any], started: float) -> dict[str, Any]:
         """Write the manifest of a step, as its last act.
 
@@ -188,15 +198,17 @@ class Run:
             if path.is_file():
                 stamps[name] = stamp_of(path)
             if name not in stamps or (stamps[name] != manifest["stamps"].get(name) and sha256_of(path) != digest):
-                state = "has changed since" if path.is_file() else "is gone since"
-                raise Failure(
-                    f"{path}: {state} `{step}` made it. Put it back, or make it again with `fox run` and --redo {step}."
-                )
+                raise _no_longer(path, step)
         if stamps != manifest["stamps"]:
             write_json(self._manifest_path(step), {**manifest, "stamps": stamps})
 
     def _manifest_path(self, step: str) -> Path:
         return self.folder / "manifests" / f"{step}.json"
+
+
+def _no_longer(path: Path, step: str) -> Failure:
+    state = "has changed since" if path.is_file() else "is gone since"
+    return Failure(f"{path}: {state} `{step}` made it. Put it back, or make it again with `fox run` and --redo {step}.")
 
 
 def flat(inputs: Any, key: str = "") -> dict[str, Any]:

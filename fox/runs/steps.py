@@ -19,7 +19,7 @@ from fox.recipe import Recipe
 from fox.recipe.schema import MAY_CHANGE
 from fox.recipe.stage import Stage
 from fox.recipe.write import toml_page
-from fox.runs.before_training import check_memory
+from fox.runs.before_training import check_memory, check_undamaged, shards_of, sources_of
 from fox.runs.folder import Run, flat, sections, without_rows
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import check_template
@@ -175,6 +175,8 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
     recipe = run.recipe
     tokenizer = Tokenizer.load(run.folder / "tokenizer")
     check_memory(recipe, {f"stage.{name}": stage for name, stage in recipe.stage.items()}, tokenizer.vocab_size)
+    read = [*shards_of(run, sources_of(recipe, recipe.stage), "train"), *shards_of(run, recipe.source, "heldout")]
+    check_undamaged(run, {"tokenizer": inputs["tokenizer"], "data": read}, console)
     start = open_start(run) if recipe.model.start_from is not None else None
     model = trainable(start) if start else new_model(recipe, tokenizer.vocab_size)
     folder = run.folder / "pretrain"
@@ -223,6 +225,8 @@ def make_tune(run: Run, inputs: Inputs, console: Console) -> Facts:
     stages = {"tune": recipe.tune}
     base = open_model(run.folder / "model")
     check_memory(recipe, stages, base.tokenizer.vocab_size)
+    read = shards_of(run, sources_of(recipe, stages), "train")
+    check_undamaged(run, {"pretrain": inputs["model"], "data": read}, console)
     model, tokenizer = base.load(), base.tokenizer
     shards = open_shards(run, "train", tokenizer.vocab_size)
     folder = run.folder / "tune"
