@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -12,8 +13,15 @@ from fox.errors import RecipeError
 from fox.progress import meter
 from fox.recipe import Recipe
 from fox.recipe.stage import Stage
-from fox.runs.folder import Run
+from fox.runs.folder import Run, flat
 from fox.runs.rows import attention_keeps_weights
+
+
+def check_same_training(run: Run, step: str, stages: Mapping[str, Stage], inputs: Mapping[str, Any]) -> None:
+    """Raise RecipeError where `step`, a training of these stages from these inputs, was begun as another. Nothing is changed by then."""
+    from fox.train.stages import check_same_run
+
+    check_same_run(run.recipe, stages, run.folder / step, flat(inputs))
 
 
 def check_memory(recipe: Recipe, stages: Mapping[str, Stage], vocab_size: int) -> None:

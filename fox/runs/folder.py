@@ -18,7 +18,7 @@ from typing import Any
 
 import fox
 from fox.artifacts import remove_at_once, sha256_of, stamp_of, write_atomically, write_json
-from fox.errors import Failure, UserError
+from fox.errors import Failure, Problem, RecipeError, UserError
 from fox.progress import Meter
 from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.migrate import migrated
@@ -91,7 +91,8 @@ class Run:
 
     def is_done(self, step: str, inputs: dict[str, Any]) -> bool:
         """Whether `step` was done with these inputs. Raises where it was done with others, or where what it made has changed."""
-        self.check_inputs(step, inputs, all_of_them=True)
+        if problems := self.changed(step, inputs, all_of_them=True):
+            raise RecipeError(problems)
         manifest = self.manifest(step)
         if manifest is None:
             return False
@@ -100,22 +101,26 @@ class Run:
         self._check_outputs(step, manifest)
         return True
 
-    def check_inputs(self, step: str, inputs: dict[str, Any], all_of_them: bool = False) -> None:
-        """Raise UserError where `step` is done, and was done with others than these, which may be some of them only."""
+    def changed(self, step: str, inputs: dict[str, Any], all_of_them: bool = False) -> list[Problem]:
+        """A Problem for each key in which these inputs are others than those that `step` was done with. They may be some of them only.
+
+        None where it is not done.
+        """
         manifest = self.manifest(step)
         if manifest is None:
-            return
+            return []
         then = without_rows(migrated(manifest["inputs"], manifest["recipe_version"]))
         old, new = flat(then if all_of_them else {key: then[key] for key in inputs if key in then}), flat(inputs)
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                was = "was not there" if key not in old else f"was {old[key]!r}"
-                raise UserError(
-                    key,
-                    new.get(key, "not there"),
-                    problem=f"{was} when `{step}` was done in {self.folder}",
-                    mend=f"Go back to that, keep both with --out, or do `{step}` and what follows again: `fox run` with --redo {step}.",
-                )
+        return [
+            Problem(
+                key,
+                f"{f'was {old[key]!r}' if key in old else 'was not there'} when `{step}` was done in {self.folder}",
+                f"Go back to that, keep both with --out, or do `{step}` and what follows again: `fox run` with --redo {step}.",
+                new.get(key, "not there"),
+            )
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
 
     def check_contents(self, step: str, names: Iterable[str], shown: Meter) -> None:
         """Hash files that `step` made, whatever their sizes and times say. Raises Failure where one is not as it was made."""

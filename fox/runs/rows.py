@@ -6,12 +6,13 @@ has the losses of one that never stopped, bit for bit. With other rows, or ranks
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fox.artifacts import sha256_of_json, write_json
+from fox.artifacts import sha256_of_json, write_atomically, write_json
 from fox.errors import UserError
 from fox.plan.rows import fitted_rows, possible_rows
 from fox.plan.size import head_dim
@@ -56,6 +57,20 @@ def keep_rows(loaded: LoadedRecipe, folder: Path) -> None:
     }
     if page != _kept(folder):
         write_json(folder / _FILE, page)
+
+
+@contextlib.contextmanager
+def rows_kept(loaded: LoadedRecipe, folder: Path) -> Iterator[None]:
+    """Write down what was fitted; or leave what was there before, where the block finds that the recipe can't be used."""
+    path = folder / _FILE
+    before = path.read_bytes() if path.is_file() else None
+    keep_rows(loaded, folder)
+    try:
+        yield
+    except UserError:
+        if before is not None:
+            write_atomically(path, before)
+        raise
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:

@@ -19,7 +19,7 @@ from fox.recipe import Recipe
 from fox.recipe.schema import MAY_CHANGE
 from fox.recipe.stage import Stage
 from fox.recipe.write import toml_page
-from fox.runs.before_training import check_memory, check_undamaged, shards_of, sources_of
+from fox.runs.before_training import check_memory, check_same_training, check_undamaged, shards_of, sources_of
 from fox.runs.folder import Run, flat, sections, without_rows
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import check_template
@@ -173,6 +173,7 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
     from fox.train.stages import new_model, pretrain, total_tokens
 
     recipe = run.recipe
+    check_same_training(run, "pretrain", recipe.stage, inputs)
     tokenizer = Tokenizer.load(run.folder / "tokenizer")
     check_memory(recipe, {f"stage.{name}": stage for name, stage in recipe.stage.items()}, tokenizer.vocab_size)
     read = [*shards_of(run, sources_of(recipe, recipe.stage), "train"), *shards_of(run, recipe.source, "heldout")]
@@ -223,6 +224,7 @@ def make_tune(run: Run, inputs: Inputs, console: Console) -> Facts:
     recipe = run.recipe
     assert recipe.tune
     stages = {"tune": recipe.tune}
+    check_same_training(run, "tune", stages, inputs)
     base = open_model(run.folder / "model")
     check_memory(recipe, stages, base.tokenizer.vocab_size)
     read = shards_of(run, sources_of(recipe, stages), "train")
