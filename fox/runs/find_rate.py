@@ -21,6 +21,7 @@ from fox.artifacts import disk_failures, locked, sha256_of_json, write_atomicall
 from fox.errors import UserError
 from fox.progress import Meter, meter
 from fox.recipe import LoadedRecipe, Recipe
+from fox.runs.before_training import check_undamaged, shards_of, sources_of
 from fox.runs.folder import Run, flat
 from fox.runs.pipeline import do_steps
 from fox.runs.steps import open_shards, pretrain_inputs
@@ -57,6 +58,7 @@ def find_rate(loaded: LoadedRecipe, folder: Path, num_rates: int, tokens: int | 
     run = do_steps(loaded, folder, ["tokenizer", "data"], None, console)
     recipe, short = run.recipe, _short_recipe(run.recipe, tokens)
     with locked(folder), disk_failures(folder):
+        check_undamaged(run, {"data": shards_of(run, sources_of(recipe, short.stage), "train")}, console)
         centre = recipe.optimizer.peak_learning_rate
         rates = [_three_figures(centre * FACTOR ** (n - num_rates // 2)) for n in range(num_rates)]
         first_model = _first_model(run)

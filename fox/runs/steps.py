@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +12,15 @@ import fox
 from fox.artifacts import folder_made_whole, sha256_of, write_json
 from fox.data.corpus import shard_path, training_texts, write_shards
 from fox.data.inventory import Inventory, fingerprints, read_inventory, take_inventory
-from fox.errors import RecipeError, UserError
+from fox.errors import UserError
 from fox.formats.token_shards import Shard
 from fox.progress import Meter, meter
 from fox.recipe import Recipe
 from fox.recipe.schema import MAY_CHANGE
 from fox.recipe.stage import Stage
 from fox.recipe.write import toml_page
+from fox.runs.before_training import check_memory, check_same_training, check_undamaged, shards_of, sources_of
 from fox.runs.folder import Run, flat, sections, without_rows
-from fox.runs.rows import attention_keeps_weights
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import check_template
 from fox.train.trackers import Trackers
@@ -174,8 +173,11 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
     from fox.train.stages import new_model, pretrain, total_tokens
 
     recipe = run.recipe
+    check_same_training(run, "pretrain", recipe.stage, inputs)
     tokenizer = Tokenizer.load(run.folder / "tokenizer")
     check_memory(recipe, {f"stage.{name}": stage for name, stage in recipe.stage.items()}, tokenizer.vocab_size)
+    read = [*shards_of(run, sources_of(recipe, recipe.stage), "train"), *shards_of(run, recipe.source, "heldout")]
+    check_undamaged(run, {"tokenizer": inputs["tokenizer"], "data": read}, console)
     start = open_start(run) if recipe.model.start_from is not None else None
     model = trainable(start) if start else new_model(recipe, tokenizer.vocab_size)
     folder = run.folder / "pretrain"
@@ -221,8 +223,12 @@ def make_tune(run: Run, inputs: Inputs, console: Console) -> Facts:
 
     recipe = run.recipe
     assert recipe.tune
+    stages = {"tune": recipe.tune}
+    check_same_training(run, "tune", stages, inputs)
     base = open_model(run.folder / "model")
-    check_memory(recipe, {"tune": recipe.tune}, base.tokenizer.vocab_size)
+    check_memory(recipe, stages, base.tokenizer.vocab_size)
+    read = shards_of(run, sources_of(recipe, stages), "train")
+    check_undamaged(run, {"pretrain": inputs["model"], "data": read}, console)
     model, tokenizer = base.load(), base.tokenizer
     shards = open_shards(run, "train", tokenizer.vocab_size)
     folder = run.folder / "tune"
@@ -309,24 +315,6 @@ def make_report(run: Run, console: Console) -> Facts:
     from fox.report.page import write_report
 
     return {"page": str(write_report(run.folder).relative_to(run.folder))}
-
-
-def check_memory(recipe: Recipe, stages: dict[str, Stage], vocab_size: int) -> None:
-    """Raise RecipeError where one process would not have the memory for a step of these stages, by estimate, before it begins."""
-    from fox.plan.fits import too_little_memory
-    from fox.train.machine import device, free_memory_bytes, resolve_precision
-
-    free = free_memory_bytes()
-    if free is None or device().type != "cpu" or "WORLD_SIZE" in os.environ:  # ranks share the state; fox plan tells
-        return
-    bf16, keeps_weights = resolve_precision("auto") == "bf16", attention_keeps_weights(recipe)
-    problems = [
-        problem
-        for key, stage in stages.items()
-        for problem in too_little_memory(recipe, key, stage, vocab_size, free, bf16, keeps_weights)
-    ]
-    if problems:
-        raise RecipeError(problems)
 
 
 def _below(folder: str, outputs: dict[str, str]) -> dict[str, str]:

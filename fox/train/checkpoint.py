@@ -139,6 +139,14 @@ class Checkpoints:
         _fill(model, optimizer, state)
         return progress
 
+    def check_identity(self) -> None:
+        """Raise RecipeError where the checkpoint to go on from is of another run. For one rank: nothing is changed, and of the
+        checkpoint only what it is made of is read."""
+        checkpoints = self._not_newer_than(self._latest())
+        if checkpoints:
+            state = _state_as_told(checkpoints[0], checkpoints)
+            self.identity.check(state["identity"], state["free"], checkpoints[0])
+
     def steps(self) -> list[int]:
         """Of what steps there are checkpoints, oldest first."""
         return [_step_of(path) for path in reversed(_newest_first(self.folder))]
@@ -150,26 +158,29 @@ class Checkpoints:
     def _checked(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
         """The name of the checkpoint to go on from, and the progress it tells, once all that it holds is as it was written."""
         latest = self._latest()
-        all_of_them = _newest_first(self.folder)
-        checkpoints = [path for path in all_of_them if latest is None or path.name <= latest]
+        checkpoints = self._not_newer_than(latest)
         if not checkpoints:
             return None
         newest = checkpoints[0]
         state = _read_state(newest, checkpoints)
         try:
             progress = Progress(state["step"], float(state["seconds"]), list(state.get("events", [])))
-            facts, free = dict(state["identity"]), dict(state.get("free", {}))
         except (KeyError, TypeError, ValueError) as error:
             raise _unreadable(newest, error, checkpoints) from error
-        changed = self.identity.check(facts, free, newest)
+        changed = self.identity.check(state["identity"], state["free"], newest)
         if changed:
             progress.events.append({"event": "changed", "step": progress.step, "values": changed})
         if latest not in (None, newest.name):
             progress.events.append({"event": "went back", "step": progress.step, "from": latest})
-        remove_at_once(set(all_of_them) - set(checkpoints))  # never made the latest: their steps are done again
+        never_latest = set(_newest_first(self.folder)) - set(checkpoints)
+        remove_at_once(never_latest)  # their steps are done again
         if state.get("format", 1) == 1:
             _to_second_format(newest, state, shapes)
         return {"name": newest.name, **vars(progress)}
+
+    def _not_newer_than(self, latest: str | None) -> list[Path]:
+        """The checkpoints up to that of this name, or all, newest first: those that there are to go on from."""
+        return [path for path in _newest_first(self.folder) if latest is None or path.name <= latest]
 
     def _latest(self) -> str | None:
         """The name in `latest`; None where there is no such file, as in the first format and before the first checkpoint."""
@@ -269,8 +280,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _read_state(checkpoint: Path, checkpoints: list[Path]) -> dict[str, Any]:
-    """state.json, once every file beside it is found to be what it says. Raises Failure naming the checkpoint to go back to."""
+def _state_as_told(checkpoint: Path, checkpoints: list[Path]) -> dict[str, Any]:
+    """state.json, with nothing beside it looked at. Raises Failure naming the checkpoint to go back to where it is none."""
     try:
         state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
         if state.get("format", 1) not in (1, FORMAT):
@@ -279,6 +290,15 @@ def _read_state(checkpoint: Path, checkpoints: list[Path]) -> dict[str, Any]:
             )
         if checkpoint.name != name_of(state["step"]):
             raise ValueError(f"it says that it is of step {state['step']}")
+        return {**state, "identity": dict(state["identity"]), "free": dict(state.get("free", {}))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(checkpoint, error, checkpoints) from error
+
+
+def _read_state(checkpoint: Path, checkpoints: list[Path]) -> dict[str, Any]:
+    """state.json, once every file beside it is found to be what it says. Raises Failure naming the checkpoint to go back to."""
+    state = _state_as_told(checkpoint, checkpoints)
+    try:
         there = {path.name for path in checkpoint.iterdir()} - {_STATE}
         if there ^ state["sha256"].keys():
             raise ValueError(f"{min(there ^ state['sha256'].keys())} is missing or not its own")

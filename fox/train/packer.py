@@ -16,6 +16,7 @@ import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from itertools import accumulate
 from multiprocessing import get_context
 from pathlib import Path
 from typing import IO, Any
@@ -36,6 +37,7 @@ GROUP_DOCUMENTS = 65_536
 GROUP_TOKENS = 1 << 28
 MOST_WASTE = 0.009
 """The share of the chunks' room that may stay empty in pre-training before documents are cut to fill it."""
+_EPOCH_DIGITS = 4
 ARRAYS: dict[str, np.dtype[Any]] = {"starts": np.dtype("<u8"), "lengths": np.dtype("<u4"), "ends": np.dtype("<u8")}
 
 
@@ -73,7 +75,20 @@ def make_lanes(
                 if any(writer.tokens_needed for writer in mine) or stock.epochs > limit.epochs:
                     raise _seen_too_often(source, orders, shards, limit, order)
             lanes += [writer.close() for writer in writers]
-    return lanes, {source: round(stock.epochs, 4) for source, stock in stocks.items() if stock.taken}
+    return lanes, {source: round(stock.epochs, _EPOCH_DIGITS) for source, stock in stocks.items() if stock.taken}
+
+
+def check_limit(
+    epochs: Mapping[str, float], orders: Sequence[StageOrder], shards: Mapping[str, Shard], limit: Limit
+) -> None:
+    """Raise UserError where a source is seen more often than `limit`; `epochs` says how often each is, as `make_lanes` gave it."""
+    for source, seen in epochs.items():
+        if seen > round(limit.epochs, _EPOCH_DIGITS):
+            most = limit.epochs * len(shards[source].tokens)
+            users = [order for order in orders if any(lane.source == source for lane in order.lanes)]
+            ends = accumulate(_tokens_of(source, [order]) for order in users)
+            met = next((order for order, end in zip(users, ends, strict=True) if end > most), users[-1])
+            raise _seen_too_often(source, orders, shards, limit, met)
 
 
 def bins_needed(order: StageOrder, lane: Lane, shards: Mapping[str, Shard]) -> int:
@@ -364,9 +379,7 @@ def _seen_too_often(
     source: str, orders: Sequence[StageOrder], shards: Mapping[str, Shard], limit: Limit, met: StageOrder
 ) -> UserError:
     tokens = len(shards[source].tokens)
-    wanted = sum(
-        order.chunks_of(lane) * lane.length for order in orders for lane in order.lanes if lane.source == source
-    )
+    wanted = _tokens_of(source, orders)
     epochs = -(-wanted // tokens)
     return UserError(
         limit.key,
@@ -376,6 +389,11 @@ def _seen_too_often(
         mend=f"Train on fewer tokens of it (-o {met.recipe_key}.tokens, or a smaller weight in {met.recipe_key}.mix), "
         f"add documents, or allow it: -o {limit.key}={epochs}.",
     )
+
+
+def _tokens_of(source: str, orders: Sequence[StageOrder]) -> int:
+    """How many tokens stages take of a source, padding included."""
+    return sum(order.chunks_of(lane) * lane.length for order in orders for lane in order.lanes if lane.source == source)
 
 
 def _write_header(file: IO[bytes], dtype: np.dtype, count: int) -> None:

@@ -26,7 +26,7 @@ from fox.formats.token_shards import Shard
 from fox.progress import Meter
 from fox.train.best_fit import Numbers
 from fox.train.curriculum import Chunk, Lane, StageOrder
-from fox.train.packer import ARRAYS, Limit, array_path, bins_needed, make_lanes, may_cut
+from fox.train.packer import ARRAYS, Limit, array_path, bins_needed, check_limit, make_lanes, may_cut
 from fox.train.shuffle import key_of, shuffled
 
 FORMAT = 2
@@ -104,7 +104,9 @@ def packing(
     """
     made_of = _made_of(orders, shards)
     with _one_at_a_time(folder):
-        if _what_it_was_made_of(folder) != made_of:
+        if _what_it_was_made_of(folder) == made_of:
+            check_limit(_manifest(folder)["epochs"], orders, shards, limit)  # which may be another than it was then
+        else:
             with folder_made_whole(folder) as partial:
                 lanes, epochs = make_lanes(
                     partial, orders, shards, limit, meter or Meter("pack", None, "tokens"), workers

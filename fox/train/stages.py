@@ -17,13 +17,13 @@ from fox.recipe import Recipe
 from fox.recipe.schema import MAY_CHANGE, Tune
 from fox.recipe.stage import Stage
 from fox.train.averaging import averaged_steps
-from fox.train.checkpoint import Identity
+from fox.train.checkpoint import Checkpoints, Identity
 from fox.train.curriculum import StageOrder, curriculum
 from fox.train.loop import AfterStage, Job, OnRow, Outcome, nobody, train
 from fox.train.machine import device, losses_depend_on, product_type, resolve_precision
 from fox.train.packer import Limit
 from fox.train.packing import Packing, packing
-from fox.train.team import ALONE, Team
+from fox.train.team import ALONE, Team, current_team
 
 
 def new_model(recipe: Recipe, vocab_size: int) -> Transformer:
@@ -87,9 +87,34 @@ def pack(
     return orders, packing(folder / "packing", orders, shards, limit, meter, workers)
 
 
+def check_same_run(recipe: Recipe, stages: Mapping[str, Stage], folder: Path, made_of: dict[str, Any]) -> None:
+    """Raise RecipeError where `folder` has a checkpoint of another training than this. It changes nothing: for before anything is.
+
+    For the leader of a team.
+    """
+    identity = _identity(recipe, stages, made_of, current_team())
+    Checkpoints(folder / "checkpoints", identity, recipe.train.keep_checkpoints).check_identity()
+
+
 def _limit(recipe: Recipe, stages: Mapping[str, Stage]) -> Limit:
     key = "max_tune_epochs" if any(isinstance(stage, Tune) for stage in stages.values()) else "max_epochs"
     return Limit(f"train.{key}", getattr(recipe.train, key))
+
+
+def _identity(recipe: Recipe, stages: Mapping[str, Stage], made_of: dict[str, Any], team: Team) -> Identity:
+    precision = resolve_precision(recipe.train.precision)
+    head_dim = recipe.model.head_dim or recipe.model.hidden_size // recipe.model.num_attention_heads
+    rounding = {
+        **losses_depend_on(),
+        "ranks": team.size,
+        "attention": "fox" if can_attend(device(), product_type(precision), head_dim) else "torch",
+        **{
+            "tune.rows" if isinstance(stage, Tune) else f"stage.{name}.rows": stage.rows
+            for name, stage in stages.items()
+        },
+    }
+    may_change = {f"train.{key}": getattr(recipe.train, key) for key in MAY_CHANGE}
+    return Identity({**made_of, "train.precision": precision}, {**may_change, **rounding})
 
 
 def _job(
@@ -104,16 +129,6 @@ def _job(
 ) -> Job:
     tuning = recipe.tune if learn_marked_only else None
     orders, packed = pack(recipe, stages, shards, folder)
-    precision = resolve_precision(recipe.train.precision)
-    head_dim = recipe.model.head_dim or recipe.model.hidden_size // recipe.model.num_attention_heads
-    rounding = {
-        **losses_depend_on(),
-        "ranks": team.size,
-        "attention": "fox" if can_attend(device(), product_type(precision), head_dim) else "torch",
-        **{"tune.rows" if learn_marked_only else f"stage.{name}.rows": stage.rows for name, stage in stages.items()},
-    }
-    may_change = {f"train.{key}": getattr(recipe.train, key) for key in MAY_CHANGE}
-    identity = Identity({**made_of, "train.precision": precision}, {**may_change, **rounding})
     return Job(
         folder=folder,
         orders=orders,
@@ -121,7 +136,7 @@ def _job(
         optimizer=tuning.optimizer if tuning else recipe.optimizer,
         schedule=tuning.schedule if tuning else recipe.schedule,
         train=recipe.train,
-        identity=identity,
+        identity=_identity(recipe, stages, made_of, team),
         learn_marked_only=learn_marked_only,
         most_tokens={name: _limit(recipe, stages).epochs * len(shard.tokens) for name, shard in shards.items()},
         team=team,

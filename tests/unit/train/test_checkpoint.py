@@ -255,3 +255,17 @@ def test_one_of_a_newer_fox_is_refused(trained: Callable[[int], State], folder: 
     rewrite(folder / "step-00000002/state.json", format=3)
     with pytest.raises(Failure, match=r"of format 3.*Install a newer one"):
         of(folder).load(*trained(0))
+
+
+def test_whether_it_is_of_this_run_can_be_asked_before_anything_is_changed(
+    trained: Callable[[int], State], folder: Path
+) -> None:
+    (folder / "latest").write_text("step-00000001\n")
+    of(folder, Identity(IDENTITY.facts, {"ranks": 4})).check_identity()
+    with pytest.raises(UserError, match=r"step-00000001  seed = 8: was 7 when this run began"):
+        of(folder, Identity({**IDENTITY.facts, "seed": 8})).check_identity()
+    of(folder / "none").check_identity()
+    assert names(folder) == ["latest", "step-00000001", "step-00000002"]
+    rewrite(folder / "step-00000001/state.json", identity=5)
+    with pytest.raises(Failure, match=r"step-00000001: unreadable"):
+        of(folder).check_identity()
