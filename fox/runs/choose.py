@@ -19,6 +19,7 @@ from fox.plan.budget import as_dict, propose, seconds_of
 from fox.plan.describe_budget import describe_proposal
 from fox.plan.gpus import find_gpu
 from fox.plan.memory import usable_bytes
+from fox.plan.room import Room
 from fox.plan.rows import fitted_rows
 from fox.plan.starter import starter_recipe
 from fox.recipe import LoadedRecipe, Recipe
@@ -121,7 +122,7 @@ def propose_for(
         }
         return {stage.key: (given or 0.0) * flops["base"] / flops["this"] for stage in plan(recipe).stages}
 
-    made = propose(base, seconds, speed_as_given if given else speed_of, _train_tokens(base, folder))
+    made = propose(base, seconds, speed_as_given if given else speed_of, _train_tokens(base, folder), _room(base, wish))
     if write is not None:
         page = made.recipe.model_copy(update={"name": write.stem})
         write_atomically(write, f"# Proposed by fox plan --budget {budget}.\n{toml_page(page.model_dump())}")
@@ -131,6 +132,20 @@ def propose_for(
                 "Its text is read from the folder text: change source.text-files.path to yours.", highlight=False
             )
     return json.dumps(as_dict(made), indent=2) if as_json else describe_proposal(made, budget, loaded is not None)
+
+
+def _room(recipe: Recipe, wish: Wish) -> Room | None:
+    """The memory that is free for a training of `recipe`; None where that is not known."""
+    if wish.gpu is not None:
+        return Room(usable_bytes(find_gpu(wish.gpu)), keeps_weights=False, devices=wish.gpus)
+    if wish.gpus != 1 or find_spec("torch") is None:
+        return None
+    from fox.train.machine import device, free_memory_bytes, resolve_precision
+
+    free = free_memory_bytes()
+    if free is None or device().type != "cpu":
+        return None
+    return Room(free, resolve_precision("auto") == "bf16", attention_keeps_weights(recipe))
 
 
 def _train_tokens(recipe: Recipe, folder: Path) -> dict[str, int] | None:
