@@ -35,9 +35,9 @@ def plan(
         str,
         typer.Option(
             metavar="HOW",
-            help="This machine, where no GPU or rate is given: quick (seconds), compiled (a minute or more, as training runs), no.",
+            help="This machine, where no GPU or rate is given: auto (as the recipe trains; where that compiles, a minute or more the first time), quick (seconds, not compiled), compiled (however long a pass takes), no. With --budget, auto is quick.",
         ),
-    ] = "quick",
+    ] = "auto",
     budget: Annotated[
         str | None,
         typer.Option(
