@@ -133,8 +133,8 @@ class Train(Section):
     activation_checkpointing: bool = False
     """Keep only each block's input, and make the rest again on the way back: less memory, up to a third more work."""
     average_checkpoints: WholeOrZero = 0
-    """The pre-trained model is the mean of its last so many checkpoints' weights (arXiv 2306.03241), which are kept for that; 0 takes the
-    weights of the last step. The report has the scores of both."""
+    """The pre-trained model is the mean of its last so many checkpoints' weights (arXiv 2306.03241), none of them from the warm-up; where
+    the last step's weights alone need fewer bits for the held-out text, it is these. The report has the scores of both. 0 averages none."""
     compile: bool = True
     """Compile the model's blocks with torch.compile, from the first step on."""
     checkpoint_every_steps: Whole = 100

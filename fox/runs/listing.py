@@ -18,7 +18,7 @@ import numpy as np
 
 from fox.artifacts import PARTIAL, REPLACED, locked, remove_at_once, write_atomically
 from fox.errors import Failure, UserError
-from fox.recipe.schema import Train
+from fox.recipe.schema import Schedule, Train
 from fox.recipe.stage import Stage
 from fox.report.run_files import STEPS, Metrics, RunFiles, read_run
 from fox.train.events import read_events
@@ -268,7 +268,7 @@ def _old(run: Path, step: str) -> list[Path]:
         latest = names[-1]
     try:
         recipe = json.loads((run / "recipe.json").read_bytes())["recipe"]
-        train = Train.model_validate(recipe["train"])
+        schedule, train = Schedule.model_validate(recipe["schedule"]), Train.model_validate(recipe["train"])
         stages = [Stage.model_validate(stage) for stage in recipe["stage"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # what is to be kept is not known
@@ -278,7 +278,7 @@ def _old(run: Path, step: str) -> list[Path]:
     from fox.train.checkpoint import Checkpoints, Identity, Progress
 
     is_averaged = step == "pretrain" and not (run / "manifests" / f"{step}.json").is_file()
-    needed = averaged_steps(stages, train) if is_averaged else []
+    needed = averaged_steps(stages, schedule, train) if is_averaged else []
     checkpoints = Checkpoints(folder, Identity({}, {}), train.keep_checkpoints, train.milestone_every_steps, needed)
     return checkpoints.outlived(Progress(int(latest[5:]), events=read_events(run / step)))
 

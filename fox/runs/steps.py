@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,7 +169,6 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
     from fox.model.directory import save_model
     from fox.runs.measure import AT_START, AVERAGED, heldout_scores
     from fox.runs.start import base_model_facts, open_start, trainable
-    from fox.train.averaging import average_checkpoints, averaged_steps
     from fox.train.stages import new_model, pretrain, total_tokens
 
     recipe = run.recipe
@@ -198,13 +197,30 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
     tokens = total_tokens(recipe.stage)
     with _watched(run, folder) as watch, meter("pretrain", tokens, "tokens", console=console) as shown:
         outcome = pretrain(recipe, model, shards, folder, flat(inputs), shown, after_stage, team, watch.on_row)
-    if recipe.train.average_checkpoints:
-        average_checkpoints(folder / "checkpoints", averaged_steps(recipe.stage.values(), recipe.train), model)
-        model.eval()
-        after_stage(AVERAGED, model)
+    averaged = _average(run, model, after_stage, console) if recipe.train.average_checkpoints else {}
     save_model(run.folder / "model", model, tokenizer, advised=start.generation if start else None)
-    facts = {**_training_facts(recipe, recipe.stage, model, vars(outcome)), **packed}
+    facts = {**_training_facts(recipe, recipe.stage, model, vars(outcome)), **packed, **averaged}
     return {**facts, "base_model": base_model_facts(run, start)} if start else facts
+
+
+def _average(run: Run, model: Any, after_stage: Callable[[str, Any], None], console: Console) -> Facts:
+    """Give `model` the mean of its late checkpoints' weights, or leave it the last ones where these need fewer bits for the held-out
+    text. Both are scored."""
+    from fox.runs.measure import AVERAGED, bits_per_byte_in_all
+    from fox.train.averaging import average_checkpoints, averaged_steps
+
+    recipe, checkpoints = run.recipe, run.folder / "pretrain" / "checkpoints"
+    steps = averaged_steps(recipe.stage.values(), recipe.schedule, recipe.train)
+    average_checkpoints(checkpoints, steps, model)
+    model.eval()
+    after_stage(AVERAGED, model)
+    mean, last = (bits_per_byte_in_all(run, name) for name in (AVERAGED, list(recipe.stage)[-1]))
+    told = f"the mean of the checkpoints of steps {', '.join(map(str, steps))} needs {mean:.4f} bits per byte of held-out text"
+    if mean > last:
+        average_checkpoints(checkpoints, steps[-1:], model)  # of one alone: its weights
+        told = f"note: {told}, and the last weights {last:.4f}: these stay the model."
+    console.print(told, highlight=False, soft_wrap=True)
+    return {"averaged_steps": steps, "model_is_averaged": mean <= last}
 
 
 def tune_inputs(run: Run) -> Inputs:

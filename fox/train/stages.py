@@ -141,6 +141,6 @@ def _job(
         most_tokens={name: _limit(recipe, stages).epochs * len(shard.tokens) for name, shard in shards.items()},
         team=team,
         seed=recipe.seed,
-        needed_steps=[] if tuning else averaged_steps(stages.values(), recipe.train),
+        needed_steps=[] if tuning else averaged_steps(stages.values(), recipe.schedule, recipe.train),
         on_row=on_row,
     )

@@ -11,8 +11,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fox.artifacts import locked
+from fox.cli import app
 from fox.errors import Failure, UserError
 from fox.recipe.stage import Stage
 from fox.runs.listing import (
@@ -107,6 +109,26 @@ def test_comparing_takes_two(runs: Path) -> None:
         compare_runs([runs / "one", runs / "one"], None)
     with pytest.raises(UserError, match="is not the folder of a run"):
         compare_runs([runs / "one", runs / "notes"], None)
+
+
+def test_a_report_of_several_runs_is_their_comparison(runs: Path, tmp_path: Path) -> None:
+    two = [str(runs / "one"), str(runs / "two")]
+    report, compare = (
+        CliRunner().invoke(app, words)
+        for words in (["report", *two], ["runs", "compare", *two, "--picture", str(tmp_path / "other.png")])
+    )
+    assert report.exit_code == compare.exit_code == 0
+    drawn = runs / "comparison.png"
+    assert report.output == compare.output.replace(str(tmp_path / "other.png"), str(drawn))
+    assert "optimizer.peak_learning_rate" in report.output
+    assert drawn.read_bytes().startswith(b"\x89PNG") and not (runs / "one/report").exists()
+    assert "comparison.png" not in describe_runs(summaries(runs), runs)
+
+
+def test_a_report_of_one_run_has_its_own_pictures(runs: Path, tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["report", str(runs / "one"), "--picture", str(tmp_path / "other.png")])
+    assert isinstance(told.exception, UserError) and "is for several runs" in str(told.exception)
+    assert not (tmp_path / "other.png").exists() and not (runs / "one/report").exists()
 
 
 def test_cleaning_takes_old_checkpoints_and_leftovers_and_nothing_else(runs: Path) -> None:
