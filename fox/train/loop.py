@@ -311,7 +311,7 @@ def _changes(progress: Progress) -> str:
     if not here:
         return ""
     values = here[-1]["values"]
-    told = ", ".join(f"{key} = {now!r} (was {was!r})" for key, (was, now) in values.items())
+    told = ", ".join(f"{key} = {now!r} (was {was!r})" for key, (was, now) in sorted(values.items()))
     if all(key.startswith("train.") for key in values):
         return f"going on with {told}"
     return f"going on with {told}: the same training, but for the last digits of its losses"
