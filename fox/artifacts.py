@@ -49,6 +49,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         _fsync(path.parent)
 
 
+@contextlib.contextmanager
+def put_back_on(error: type[Exception], path: Path) -> Iterator[None]:
+    """Where the block raises such an error, the file at `path` is as it was before; one that was not there stays."""
+    before = path.read_bytes() if path.is_file() else None
+    try:
+        yield
+    except error:
+        if before is not None:
+            write_atomically(path, before)
+        raise
+
+
 def write_json(path: Path, content: Any) -> None:
     """Put `content` at `path` as JSON that people can read, whole or not at all."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import fox
-from fox.artifacts import remove_at_once, sha256_of, stamp_of, write_atomically, write_json
+from fox.artifacts import put_back_on, remove_at_once, sha256_of, stamp_of, write_json
 from fox.errors import Failure, Problem, RecipeError, UserError
 from fox.progress import Meter
 from fox.recipe import LoadedRecipe, Recipe
@@ -162,14 +162,9 @@ class Run:
     def recipe_kept(self) -> Iterator[None]:
         """Keep the resolved recipe with the run; or the one before it, where the block finds that this one can't be used."""
         path = self.folder / "recipe.json"
-        before = path.read_bytes() if path.is_file() else None
-        write_json(path, self._kept())
-        try:
+        with put_back_on(UserError, path):
+            write_json(path, self._kept())
             yield
-        except UserError:
-            if before is not None:
-                write_atomically(path, before)
-            raise
 
     def keep_descriptions(self) -> None:
         """Take licences and addresses that have changed since into the recipe that is kept: no step is done again for them.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fox.artifacts import sha256_of_json, write_atomically, write_json
+from fox.artifacts import put_back_on, sha256_of_json, write_json
 from fox.errors import UserError
 from fox.plan.rows import fitted_rows, possible_rows
 from fox.plan.size import head_dim
@@ -62,15 +62,9 @@ def keep_rows(loaded: LoadedRecipe, folder: Path) -> None:
 @contextlib.contextmanager
 def rows_kept(loaded: LoadedRecipe, folder: Path) -> Iterator[None]:
     """Write down what was fitted; or leave what was there before, where the block finds that the recipe can't be used."""
-    path = folder / _FILE
-    before = path.read_bytes() if path.is_file() else None
-    keep_rows(loaded, folder)
-    try:
+    with put_back_on(UserError, folder / _FILE):
+        keep_rows(loaded, folder)
         yield
-    except UserError:
-        if before is not None:
-            write_atomically(path, before)
-        raise
 
 
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
