@@ -237,7 +237,7 @@ def test_a_disk_that_is_full_for_all_ranks_is_told_once(untrained: Path, calm: P
     said = torchrun(
         untrained, 2, *PRETRAIN, expect=1, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     )
-    assert said.count("failed: ") == 1 and "step-00000003" in said and "File too large" in said
+    assert said.count("failed: ") == 1 and "step-00000000" in said and "File too large" in said
     assert exit_code_left(untrained / RUN) == 1
     assert "Traceback" not in said.split("torch.distributed.elastic")[0].split("torch/distributed/elastic")[0]
     assert leftovers(untrained / RUN) == [] and not (untrained / RUN / "pretrain/checkpoints/latest").exists()
