@@ -165,7 +165,8 @@ def _short_recipe(recipe: Recipe, tokens: int | None) -> Recipe:
     cut = steps * stage.batch_tokens
     page["stage"] = {name: {**page["stage"][name], "tokens": cut, "batch_ramp": None}}
     page["schedule"] = {"warmup_tokens": cut // 10, "decay_tokens": cut // 3, "decay_shape": "linear"}
-    page["train"] |= {"average_checkpoints": 0, "keep_checkpoints": 1}
+    # A rate at which training would have to roll back has diverged.
+    page["train"] |= {"average_checkpoints": 0, "keep_checkpoints": 1, "roll_backs": 0}
     page["tune"] = None
     return Recipe.model_validate(page)
 

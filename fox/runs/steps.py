@@ -266,10 +266,13 @@ def _watched(run: Run, folder: Path) -> Trackers:
 
 def _pack(recipe: Recipe, stages: dict[str, Any], shards: dict[str, Shard], folder: Path, console: Console) -> Facts:
     """Pack the documents into chunks, where that is not done; what is told of it."""
+    from fox.train.curriculum import mixture_warnings
     from fox.train.stages import pack
 
     with meter("pack", None, "tokens", console=console) as shown:
-        packed = pack(recipe, stages, shards, folder, shown)[1]
+        orders, packed = pack(recipe, stages, shards, folder, shown)
+    for warning in mixture_warnings(recipe, orders):
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
     lanes = [{key: value for key, value in lane.items() if key not in ("sha256", "parts")} for lane in packed.facts]
     return {"packing": lanes, "epochs": packed.epochs}
 

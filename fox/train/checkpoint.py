@@ -35,7 +35,7 @@ from fox.errors import Failure, Problem, RecipeError
 from fox.formats.safetensors import read_safetensors
 from fox.model import Transformer
 from fox.train.team import ALONE, Team
-from fox.train.trouble import unchanged_since
+from fox.train.trouble import earliest_drift, unchanged_since
 
 FORMAT = 2
 LATEST = "latest"
@@ -98,9 +98,11 @@ class Checkpoints:
     needed_steps: Collection[int] = ()
     """Of these steps checkpoints stay, too, for the end of the run needs them (averaging)."""
     team: Team = ALONE
+    drift_steps: int = 0
+    """Trouble may be so many steps old when it is seen. What is kept reaches back beyond them."""
 
     def save(self, progress: Progress, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint whole, point `latest` at it, then remove what is older than the newest `keep` and no milestone.
+        """Write a checkpoint whole, point `latest` at it, then remove those that are `outlived`.
 
         One that is saved while trouble keeps the weights as they are is one more, and only the newest such stays: it
         pushes out none from before the trouble, which a roll-back may need.
@@ -196,18 +198,27 @@ class Checkpoints:
         return name
 
     def outlived(self, progress: Progress) -> list[Path]:
-        """Which checkpoints are needed no more where that of `progress` is the latest."""
+        """Which checkpoints are needed no more where that of `progress` is the latest.
+
+        Those that stay are the newest `keep`, the newest from before any drift that may yet be seen, and the oldest of the others, which
+        will be such a one in time: however close together they are saved, two more than `keep` reach back far enough.
+        """
         every = self.milestone_every_steps
+        there = [path for path in _newest_first(self.folder) if _step_of(path) <= progress.step]
         passing = [
             path
-            for path in _newest_first(self.folder)
-            if _step_of(path) <= progress.step
-            and not (every and _step_of(path) % every == 0)
+            for path in there
+            if not (every and _step_of(path) and _step_of(path) % every == 0)
             and _step_of(path) not in self.needed_steps
         ]
         since = unchanged_since(progress.events, progress.step)
         troubled = [path for path in passing if since is not None and _step_of(path) >= since]
-        return troubled[1:] + passing[len(troubled) :][self.keep :]
+        older = passing[len(troubled) :][self.keep :]
+        drift = earliest_drift(progress.events, progress.step, self.drift_steps)
+        before_drift = [path for path in there if _step_of(path) < drift]
+        to_come = [path for path in older if _step_of(path) >= drift]
+        stay = {*before_drift[:1], *to_come[-1:]}
+        return troubled[1:] + [path for path in older if path not in stay]
 
 
 def read_weights(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:

@@ -179,7 +179,7 @@ def test_what_is_to_be_averaged_stays_until_it_is(runs: Path) -> None:
     stages = json.loads((runs / "one/recipe.json").read_text())["recipe"]["stage"].values()
     steps = sum(Stage.model_validate(stage).steps for stage in stages)
     for name in ("one", "half"):
-        with_train(runs / name, average_checkpoints=3, checkpoint_every_steps=10, keep_checkpoints=1)
+        with_train(runs / name, average_checkpoints=3, checkpoint_every_steps=10, keep_checkpoints=1, drift_steps=1)
     last = (steps - 1) // 10 * 10
     of_run = {
         name: [checkpoint(runs / name, step, step == steps) for step in (*range(last - 30, last + 1, 10), steps)]
@@ -192,10 +192,12 @@ def test_what_is_to_be_averaged_stays_until_it_is(runs: Path) -> None:
 def test_one_from_before_trouble_stays_beside_those_in_it(runs: Path) -> None:
     run = runs / "half"
     with_train(run, keep_checkpoints=1)
-    old, before, _ = checkpoint(run, 100), checkpoint(run, 200), checkpoint(run, 202, latest=True)
+    old = checkpoint(run, 50)
+    before, _ = [checkpoint(run, 100), checkpoint(run, 200)], checkpoint(run, 202, latest=True)
     skips = [{"event": "skip", "step": step, "reason": "a spike"} for step in (201, 202)]
     (run / "pretrain/events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in skips))
-    assert [waste.path for waste in waste_of(run)] == [old] and before.exists()
+    assert [waste.path for waste in waste_of(run)] == [old], "100 is from before any drift, 200 from before the spike"
+    assert all(path.exists() for path in before)
     (run / "pretrain/events.jsonl").write_text("[]\n")
     with pytest.raises(Failure, match="Put it back as it was"):
         waste_of(run)
