@@ -110,7 +110,7 @@ def truncate_checkpoint(trainee: Trainee, draw: random.Random) -> Fault:
 
 
 def damage_shard(trainee: Trainee, draw: random.Random) -> Fault:
-    """A bit of a token turns over; the checksum tells, and the run goes on when it has been put back."""
+    """A bit of a token turns over, and the file's time stays; the checksum tells, and the run goes on when it has been put back."""
     shard = draw.choice(sorted(trainee.folder.glob("data/**/*.ds")))
     place = draw.randrange(shard.stat().st_size)
     _turn_bit(shard, place)
@@ -239,11 +239,14 @@ def _refused(trainee: Trainee, what: str) -> str:
 
 
 def _turn_bit(path: Path, place: int) -> None:
+    """As a disk does that loses it: the file's time stays."""
+    stat = path.stat()
     with path.open("r+b") as file:
         file.seek(place)
         byte = file.read(1)[0]
         file.seek(place)
         file.write(bytes([byte ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fox.errors import Failure
 
 PARTIAL = ".partial-"  # not whole yet
 REPLACED = ".replaced-"  # whole, and about to be replaced
+_READ_BYTES = 1 << 18  # that are read and hashed at a time
 _LOOKS, _LOOK_S = (
     10,
     0.03,
@@ -46,6 +47,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             partial.unlink(missing_ok=True)
             raise
         _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def put_back_on(error: type[Exception], path: Path) -> Iterator[None]:
+    """Where the block raises such an error, the file at `path` is as it was before; one that was not there stays."""
+    before = path.read_bytes() if path.is_file() else None
+    try:
+        yield
+    except error:
+        if before is not None:
+            write_atomically(path, before)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -234,10 +247,14 @@ def stamp_of(path: Path) -> dict[str, int]:
     return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256_of(path: Path, on_read: Callable[[int], None] = lambda size: None) -> str:
+    """The SHA-256 of a file, in hexadecimal. `on_read` is told of each part how many bytes it has, for files that take minutes."""
+    digest, part = hashlib.sha256(), memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(part):
+            digest.update(part[:size])
+            on_read(size)
+    return digest.hexdigest()
 
 
 def sha256_of_json(content: Any) -> str:

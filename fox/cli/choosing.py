@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fox.cli.arguments import Out, Override, RecipePath, load
-from fox.errors import UserError
+from fox.errors import Failure, UserError
 
 
 def show(recipe: RecipePath, override: Override = None) -> None:
@@ -35,9 +35,9 @@ def plan(
         str,
         typer.Option(
             metavar="HOW",
-            help="This machine, where no GPU or rate is given: quick (seconds), compiled (a minute or more, as training runs), no.",
+            help="This machine, where no GPU or rate is given: auto (as the recipe trains; where that compiles, a minute or more the first time), quick (seconds, not compiled), compiled (however long a pass takes), no. With --budget, auto is quick.",
         ),
-    ] = "quick",
+    ] = "auto",
     budget: Annotated[
         str | None,
         typer.Option(
@@ -88,15 +88,19 @@ def find_lr(
     """Find a learning rate: short runs from the same weights over the same data, each with its own warm-up and decay.
 
     Makes the recipe's data first where they are not there. Stop it whenever you like: it goes on where it was.
+
+    No rate above one that diverged is recommended, and none that taught nothing; where that leaves none, the exit code is 1.
     """
     from rich.console import Console
 
-    from fox.runs.find_rate import describe_trials, find_rate
+    from fox.runs.find_rate import best_of, describe_trials, find_rate, what_to_try
 
     loaded = load(recipe, override)
     folder = out or Path("runs") / loaded.recipe.name
     trials = find_rate(loaded, folder, rates, tokens, Console(stderr=True))
     typer.echo(describe_trials(loaded.recipe, trials, folder))
+    if best_of(loaded.recipe, trials) is None:
+        raise Failure(what_to_try(loaded.recipe, trials))
 
 
 runs_app = typer.Typer(

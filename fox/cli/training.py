@@ -159,13 +159,37 @@ def evaluate(
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tiny. It need not be finished.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN", help="A run's folder: runs/tiny. It need not be finished. Several are compared."),
+    ],
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture",
+            metavar="FILE",
+            help="Of several runs: draw all losses by tokens into this PNG.",
+            show_default="comparison.png beside the first run",
+        ),
+    ] = None,
 ) -> None:
-    """Draw a run: one HTML file that needs nothing else, and PNGs of its plots."""
+    """Draw a run: one HTML file that needs nothing else, and PNGs of its plots. Of several runs: what differs between them.
+
+    `fox report A B` writes what `fox runs compare A B` does, and draws their losses in one picture.
+    """
+    if len(runs) > 1:
+        from fox.runs.listing import compare_runs, describe_comparison
+
+        typer.echo(describe_comparison(compare_runs(runs, picture or runs[0].parent / "comparison.png")))
+        return
+    if picture is not None:
+        mend = "Name more, or leave it out: the report has the run's own plots."
+        raise UserError("--picture", str(picture), problem="is for several runs, and one is named", mend=mend)
     from fox.artifacts import locked
     from fox.report.page import write_report
     from fox.report.run_files import read_run
 
+    folder = runs[0]
     read_run(folder)  # a folder that is no run is not locked, since that would make a file in it
     with locked(folder):
         typer.echo(f"wrote {write_report(folder)}")

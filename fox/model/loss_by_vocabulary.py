@@ -37,6 +37,19 @@ def losses_by_vocabulary(hidden_ND: Tensor, weight_VD: Tensor, target_N: Tensor)
         return _Loss.apply(hidden_ND, weight_VD, target_N, product_type)
 
 
+def vocabulary_blocks(weight_VD: Tensor) -> Iterator[slice]:
+    """The vocabulary in blocks of entries whose weights are few enough to be held once more, and in float32."""
+    vocab_size, hidden_size = weight_VD.shape
+    entries = max(1, _BLOCK_WEIGHTS // hidden_size)
+    return (slice(start, min(start + entries, vocab_size)) for start in range(0, vocab_size, entries))
+
+
+def places_in(block: slice, target_C: Tensor) -> tuple[Tensor, Tensor]:
+    """Where in the block each target lies, and whether it lies there at all, both (C, 1)."""
+    inside_C = (target_C >= block.start) & (target_C < block.stop)
+    return (target_C - block.start).where(inside_C, 0)[:, None], inside_C[:, None]
+
+
 class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -44,12 +57,12 @@ class _Loss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         log_sum_N = torch.full((len(hidden_ND),), -torch.inf, dtype=torch.float32, device=hidden_ND.device)
         picked_N = torch.zeros_like(log_sum_N)
-        for block in _blocks(weight_VD):
+        for block in vocabulary_blocks(weight_VD):
             weight_WD = weight_VD[block].to(product_type)
             for rows in _chunks(hidden_ND):
                 logit_CW = (hidden_ND[rows].to(product_type) @ weight_WD.T).float()
                 log_sum_N[rows] = torch.logaddexp(log_sum_N[rows], logit_CW.logsumexp(1))
-                place_C1, inside_C1 = _places(target_N[rows], block)
+                place_C1, inside_C1 = places_in(block, target_N[rows])
                 picked_N[rows] += (logit_CW.gather(1, place_C1) * inside_C1).squeeze(1)
         ctx.save_for_backward(hidden_ND, weight_VD, target_N, log_sum_N)
         ctx.product_type = product_type
@@ -63,13 +76,13 @@ class _Loss(torch.autograd.Function):
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=torch.float32)
         grad_weight_VD = torch.empty_like(weight_VD)
         share_N1 = ((target_N >= 0) * grad_total)[:, None]
-        for block in _blocks(weight_VD):
+        for block in vocabulary_blocks(weight_VD):
             weight_WD = weight_VD[block].to(ctx.product_type)
             grad_weight_WD = torch.zeros_like(weight_WD, dtype=torch.float32)
             for rows in _chunks(hidden_ND):
                 hidden_CD = hidden_ND[rows].to(ctx.product_type)
                 grad_logit_CW = (hidden_CD @ weight_WD.T).float().sub_(log_sum_N[rows, None]).exp_()
-                place_C1, inside_C1 = _places(target_N[rows], block)
+                place_C1, inside_C1 = places_in(block, target_N[rows])
                 grad_logit_CW.scatter_add_(1, place_C1, -inside_C1.float())
                 grad_logit_CW = grad_logit_CW.mul_(share_N1[rows]).to(ctx.product_type)
                 grad_hidden_ND[rows] += grad_logit_CW @ weight_WD
@@ -78,17 +91,5 @@ class _Loss(torch.autograd.Function):
         return grad_hidden_ND.to(hidden_ND.dtype), grad_weight_VD, None, None
 
 
-def _blocks(weight_VD: Tensor) -> Iterator[slice]:
-    vocab_size, hidden_size = weight_VD.shape
-    entries = max(1, _BLOCK_WEIGHTS // hidden_size)
-    return (slice(start, min(start + entries, vocab_size)) for start in range(0, vocab_size, entries))
-
-
 def _chunks(hidden_ND: Tensor) -> Iterator[slice]:
     return (slice(start, start + _CHUNK_ROWS) for start in range(0, len(hidden_ND), _CHUNK_ROWS))
-
-
-def _places(target_C: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Where in the block each target lies, and whether it lies there at all, both (C, 1)."""
-    inside_C = (target_C >= block.start) & (target_C < block.stop)
-    return (target_C - block.start).where(inside_C, 0)[:, None], inside_C[:, None]

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from fox.errors import RecipeError, UserError
-from fox.plan.size import attention_flops_per_position, count_parameters, head_dim, matrix_flops, mean_chunk_length
+from fox.plan.family import family, shape
+from fox.plan.room import Room
+from fox.plan.size import attention_flops_per_position, count_parameters, matrix_flops, mean_chunk_length
 from fox.recipe.contradictions import contradictions
 from fox.recipe.keys import KeyPath
 from fox.recipe.schema import Model, Recipe, Schedule
@@ -108,18 +110,30 @@ def deepseek_learning_rate(flops: float) -> float:
     return 0.3118 * flops**-0.1250
 
 
-def propose(base: Recipe, seconds: float, speed_of: SpeedOf, train_tokens: Mapping[str, int] | None) -> Proposal:
+def propose(
+    base: Recipe,
+    seconds: float,
+    speed_of: SpeedOf,
+    train_tokens: Mapping[str, int] | None,
+    room: Room | None = None,
+) -> Proposal:
     """The best recipe of `base`'s family (its proportions, vocabulary, curriculum and mixture) for so many seconds.
 
     `speed_of` is asked about few candidates, and tells of the others by their FLOPs. `train_tokens` are those of each source,
-    where they are known. A recipe that starts from a model keeps its size and its learning rate. Raises UserError where the time
-    is too short for the smallest model, RecipeError where values that are taken over contradict those that are proposed.
+    where they are known. Of sizes that `room` is too small for, none is proposed, and a pass has no more rows than fit; None:
+    it is not known. A recipe that starts from a model keeps its size and its learning rate. Raises UserError where the time
+    is too short for the smallest model, or the memory too small for it; RecipeError where values that are taken over contradict
+    those that are proposed.
     """
     unique = None if train_tokens is None else float(sum(train_tokens[name] for name in _pretraining_sources(base)))
-    rate = _total_rate(base, speed_of(base))
-    sizes, asked = _family(base.model), dict[int, float]()
-    if base.model.start_from is not None:  # it has its size
-        sizes, asked = [base.model], {base.model.hidden_size: rate}
+    sizes = family(base.model) if base.model.start_from is None else [base.model]  # which has its size
+    fitting = room.fitting(base, sizes) if room else sizes
+
+    def with_model(model: Model) -> Recipe:
+        return room.with_model(base, model) if room else base.model_copy(update={"model": model})
+
+    rate = _total_rate(base, speed_of(with_model(base.model)))
+    asked: dict[int, float] = {} if base.model.start_from is None else {base.model.hidden_size: rate}
     at = base.model
     for _ in range(4):
         rates = {size.hidden_size: rate * _flops(base, at) / _flops(base, size) for size in sizes} | asked
@@ -127,26 +141,31 @@ def propose(base: Recipe, seconds: float, speed_of: SpeedOf, train_tokens: Mappi
             size.hidden_size: _loss_of(base, size, USED_FRACTION * seconds * rates[size.hidden_size], unique)
             for size in sizes
         }
-        best = min(sizes, key=lambda size: told[size.hidden_size])
+        best = min(fitting, key=lambda size: told[size.hidden_size])
         if best.hidden_size in asked:
             break
-        at, rate = best, _total_rate(base, speed_of(base.model_copy(update={"model": best})))
+        at, rate = best, _total_rate(base, speed_of(with_model(best)))
         asked[best.hidden_size] = rate
     tokens = USED_FRACTION * seconds * asked[best.hidden_size]
     scale = tokens / _all_tokens(base)
-    return _made(base, best, scale, unique, rates, sizes, train_tokens, seconds)
+    wished = min(sizes, key=lambda size: told[size.hidden_size])
+    notes = [] if room is None or wished in fitting else [room.too_little_for(base, wished)]
+    return _made(base, with_model(best), scale, unique, rates, fitting, train_tokens, seconds, notes)
 
 
 def _made(
     base: Recipe,
-    model: Model,
+    sized: Recipe,
     scale: float,
     unique: float | None,
     rates: Mapping[int, float],
     sizes: list[Model],
     train_tokens: Mapping[str, int] | None,
     seconds: float,
+    notes: list[str],
 ) -> Proposal:
+    """The proposal of `sized`, which is the base with another model and as many rows as fit, for `scale` times its tokens."""
+    model = sized.model
     pretrained = scale * sum(stage.tokens for stage in base.stage.values())
     count = count_parameters(model, base.tokenizer.vocab_size)
     batch = step_law_batch_tokens(pretrained)
@@ -164,11 +183,11 @@ def _made(
     # Outside of Step Law's models its power of N runs off upwards; DeepSeek's fit, of FLOPs alone, is flat, and then the bound.
     is_inside = _is_inside_step_law(count.without_embedding_and_head, pretrained)
     learning_rate = _two_figures(by_step_law if is_inside else min(by_step_law, deepseek_learning_rate(flops)))
-    changed: dict[KeyPath, Any] = {("model", key): value for key, value in _shape(model).items()}
+    changed: dict[KeyPath, Any] = {("model", key): value for key, value in shape(model).items()}
     mean_batch = pretrained / scale / sum(stage.tokens / stage.batch_tokens for stage in base.stage.values())
-    stages: dict[KeyPath, Stage] = {("stage", name): stage for name, stage in base.stage.items()}
-    if base.tune:
-        stages[("tune",)] = base.tune
+    stages: dict[KeyPath, Stage] = {("stage", name): stage for name, stage in sized.stage.items()}
+    if sized.tune:
+        stages[("tune",)] = sized.tune
     for key, stage in stages.items():
         wanted = stage.batch_tokens * batch / mean_batch
         if base.train.precision == "bf16-weights":  # which takes steps of one pass
@@ -178,7 +197,6 @@ def _made(
         changed |= {(*key, "rows"): rows, (*key, "batch_tokens"): batch_tokens}
         ramp = _ramp(stage, scale, rows * stage.row_length, batch_tokens)
         changed |= {(*key, "batch_ramp", name): value for name, value in ramp.items()}
-    notes = []
     if base.model.start_from is not None:
         learning_rate = base.optimizer.peak_learning_rate
         notes.append(
@@ -249,34 +267,6 @@ def with_values(recipe: Recipe, values: Mapping[KeyPath, Any]) -> Recipe:
 def pretrained_share(recipe: Recipe) -> float:
     """Of all tokens, those of pre-training."""
     return sum(stage.tokens for stage in recipe.stage.values()) / _all_tokens(recipe)
-
-
-def _family(model: Model) -> list[Model]:
-    """Models of the same proportions: as deep for their width, as many heads, kv heads and hidden units for it."""
-    size = head_dim(model)
-    group = model.num_attention_heads // model.num_key_value_heads
-    found = []
-    for heads in range(1, 129):
-        width = heads * model.hidden_size // model.num_attention_heads
-        ratio = width / model.hidden_size
-        if width % 2 or not 1 / 16 <= ratio <= 16:
-            continue
-        fits = [n for n in range(1, heads + 1) if heads % n == 0 and n <= max(1, heads // group)]
-        shape = {
-            "hidden_size": width,
-            "intermediate_size": max(32, round(model.intermediate_size * ratio / 32) * 32),
-            "num_hidden_layers": max(2, round(model.num_hidden_layers * ratio)),
-            "num_attention_heads": heads,
-            "num_key_value_heads": fits[-1],
-            "head_dim": size,
-        }
-        found.append(model.model_copy(update=shape))
-    return found
-
-
-def _shape(model: Model) -> dict[str, int | None]:
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    return {**{name: getattr(model, name) for name in names}, "head_dim": model.head_dim}
 
 
 def _loss_of(base: Recipe, model: Model, all_tokens: float, unique: float | None) -> float:

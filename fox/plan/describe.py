@@ -9,12 +9,14 @@ from fox.plan.memory import (
     ADAFACTOR_STATE_BYTES,
     BF16_SAVES_BYTES,
     HEAD_GRADIENT_BYTES,
+    LARGE_HEAD_WEIGHTS,
     LOGIT_BYTES,
     MOST_TOKENS_BY_PRODUCTS,
     MUON_STATE_BYTES,
     STATE_BYTES_PER_PARAMETER,
     USABLE_FRACTION,
     block_activation_bytes_per_token,
+    large_head_chunk_rows,
     loss_chunk_rows,
 )
 from fox.plan.plan import Plan, StagePlan
@@ -209,7 +211,8 @@ def _memory_note(plan: Plan) -> str:
     elif plan.precision == "bf16-weights":
         gathered = "nothing on one device whose weights are bfloat16."
     elif plan.element_bytes == 2:
-        gathered = "a bfloat16 copy of the weights, 2 bytes a parameter more."
+        of = "the weights but the head's" if _has_large_head(plan) else "the weights"
+        gathered = f"a bfloat16 copy of {of}, 2 bytes a parameter more."
     else:
         gathered = "nothing on one device in float32."
     per_token = block_activation_bytes_per_token(plan.model, plan.element_bytes)
@@ -220,12 +223,27 @@ def _memory_note(plan: Plan) -> str:
             f"activ.: {formula} = {per_token:,} bytes x layers x rows x row length, after Korthikanti et al.,",
             f"arXiv 2205.05198, {_attention_note(plan)} recomp.: in all, where only each block's input is kept and the",
             "rest is made again backward, which takes up to a third more time.",
-            f"loss: logits of at most {loss_chunk_rows(plan.vocab_size):,} tokens at a time x {plan.vocab_size:,}",
-            f"x {LOGIT_BYTES} bytes, and {HEAD_GRADIENT_BYTES} bytes a parameter of the head for its float32 gradient,",
-            "twice as it leaves the loss. GB = 1e9 bytes.",
+            f"loss: {_loss_note(plan)} GB = 1e9 bytes.",
             f"{1 - USABLE_FRACTION:.0%} of a GPU is set aside for all else (assumed)." if plan.gpu else "",
         ]
     ).strip()
+
+
+def _loss_note(plan: Plan) -> str:
+    large = _has_large_head(plan)
+    rows = large_head_chunk_rows(plan.vocab_size, plan.element_bytes) if large else loss_chunk_rows(plan.vocab_size)
+    logits = f"logits of at most {rows:,} tokens at a time x {plan.vocab_size:,} x"
+    if large:
+        gradient = "4 bytes a parameter of the head for its float32 gradient,"
+        return f"{logits} {plan.element_bytes} bytes, and {gradient} with all else for one block of the head at a time."
+    gradient = f"{HEAD_GRADIENT_BYTES} bytes a parameter of the head for its float32 gradient,"
+    return f"{logits} {LOGIT_BYTES} bytes, and {gradient} twice as it leaves the loss."
+
+
+def _has_large_head(plan: Plan) -> bool:
+    """Whether its loss goes through blocks of the head."""
+    weights = plan.parameters.head or plan.parameters.embedding
+    return plan.precision != "bf16-weights" and weights > LARGE_HEAD_WEIGHTS
 
 
 def _state_note(plan: Plan) -> str:

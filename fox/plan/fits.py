@@ -22,22 +22,31 @@ def too_little_memory(
     free_bytes: int,
     bf16_products: bool,
     keeps_weights: bool = True,
+    devices: int = 1,
+    beside_bytes: int = PROCESS_BYTES,
 ) -> Iterator[Problem]:
-    """A Problem where a step of `stage` (at `key`) takes more than `free_bytes` of one processor's memory, by estimate.
+    """A Problem where a step of `stage` (at `key`) takes more than the `free_bytes` of one of `devices` that share it, by estimate.
 
-    `bf16_products`: whether that processor would multiply in bf16 if it may choose. `keeps_weights`: see `stage_memory`.
+    `bf16_products`: whether they would multiply in bf16 if they may choose. `keeps_weights`: see `stage_memory`. `beside_bytes` are
+    what a process takes there beside its part of the step.
     """
-    needed = PROCESS_BYTES + step_memory(recipe, stage, vocab_size, bf16_products, 1, keeps_weights).total
-    if needed <= free_bytes:
+
+    def needed(recipe: Recipe, stage: Stage) -> int:
+        return beside_bytes + step_memory(recipe, stage, vocab_size, bf16_products, devices, keeps_weights).total
+
+    total = needed(recipe, stage)
+    if total <= free_bytes:
         return
-    for overrides, other in _smaller(recipe, key, stage):
-        total = PROCESS_BYTES + step_memory(*other, vocab_size, bf16_products, 1, keeps_weights).total
-        if total <= free_bytes:
-            mend = f"Try {' '.join(f'-o {one}' for one in overrides)} ({_gb(total)})."
+    for overrides, other in _smaller(recipe, key, stage, devices):
+        if needed(*other) <= free_bytes:
+            mend = f"Try {' '.join(f'-o {one}' for one in overrides)} ({_gb(needed(*other))})."
             break
     else:
         mend = "No setting of rows, recomputation, optimiser or precision would fit: make the model smaller."
-    reason = f"needs about {_gb(needed)} of memory, and {_gb(free_bytes)} are free"
+        if devices > 1:
+            mend = "No rows and no recomputation would fit: share the model among more GPUs or machines, or make it smaller."
+    each, share = (f" in each of {devices} processes", " for each") if devices > 1 else ("", "")
+    reason = f"needs about {_gb(total)} of memory{each}, and {_gb(free_bytes)} are free{share}"
     yield Problem(f"{key}.rows", reason, mend, stage.rows)
 
 
@@ -63,7 +72,7 @@ def step_memory(
     )
 
 
-def _smaller(recipe: Recipe, key: str, stage: Stage) -> Iterator[tuple[list[str], tuple[Recipe, Stage]]]:
+def _smaller(recipe: Recipe, key: str, stage: Stage, devices: int) -> Iterator[tuple[list[str], tuple[Recipe, Stage]]]:
     """Overrides that need ever less, the least change of meaning first: fewer rows, recomputation, then other weights and moments."""
     fewer = [rows for rows in range(stage.rows - 1, 0, -1) if stage.rows % rows == 0]
     recomputing = _with(recipe, activation_checkpointing=True)
@@ -73,6 +82,8 @@ def _smaller(recipe: Recipe, key: str, stage: Stage) -> Iterator[tuple[list[str]
     yield told, (recomputing, stage)
     if recipe.train.precision != "bf16-weights":
         yield from (([f"{key}.rows={rows}", *told], (recomputing, _with_rows(stage, rows))) for rows in fewer)
+    if devices > 1:  # what follows is for one process
+        return
     of = "tune.optimizer" if isinstance(stage, Tune) else "optimizer"
     told = [*told, "train.precision=bf16-weights", f"{of}.name=adafactor", f"{of}.peak_learning_rate=1e-2"]
     adafactor = {"optimizer": recipe.optimizer.model_copy(update={"name": "adafactor"})}

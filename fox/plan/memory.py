@@ -29,7 +29,14 @@ STEPPING_BYTES = 12
 """Of the largest matrix, while a step of bf16 weights has it in float32, its gradient, and what is taken away."""
 
 VOCABULARY_BLOCK_WEIGHTS = 1 << 24
-"""With bf16 weights the loss goes through blocks of so many weights of the head (fox/model/loss_by_vocabulary.py; tested)."""
+"""With bf16 weights, or a large head, the loss goes through blocks of so many weights of the head (fox/model/loss_by_vocabulary.py;
+tested)."""
+
+LARGE_HEAD_WEIGHTS = 1 << 26
+"""A head of more float32 weights than these is multiplied in such blocks (fox/model/loss.py, fox/model/loss_of_large_head.py; tested)."""
+
+LARGE_HEAD_SCORE_BYTES = 1 << 28
+"""Of the logits that are then held at once, in the products' type; of one block there are float32 ones as well."""
 
 LOSS_CHUNK_ROWS = 1024
 LOSS_CHUNK_LOGITS = 1 << 24
@@ -106,13 +113,14 @@ def stage_memory(
     if keeps_weights:
         block += rows * attention_weight_bytes_per_row(model, stage.row_length, element_bytes)
     block_input = tokens * model.hidden_size * element_bytes
+    logits, head_gradient = _loss_bytes(tokens, model.hidden_size, vocab_size, head, element_bytes, narrow)
     return StageMemory(
         state=-(-state_bytes(model, parameters, optimizer, narrow) // devices),
         gathered=0 if narrow else gathered_bytes(parameters, devices, element_bytes),
         activations=model.num_hidden_layers * block,
         activations_recomputed=model.num_hidden_layers * block_input + block,
-        logits=_logits(tokens, model.hidden_size, vocab_size, narrow) * LOGIT_BYTES,
-        head_gradient=(min(VOCABULARY_BLOCK_WEIGHTS, head) if narrow else head) * HEAD_GRADIENT_BYTES,
+        logits=logits,
+        head_gradient=head_gradient,
         stepping=head * STEPPING_BYTES if narrow else 0,
         recomputes=train.activation_checkpointing,
     )
@@ -128,11 +136,20 @@ def state_bytes(model: Model, parameters: Parameters, optimizer: Optimizer, narr
     return state - parameters.total * BF16_SAVES_BYTES if narrow else state
 
 
-def _logits(tokens: int, hidden_size: int, vocab_size: int, narrow: bool) -> int:
-    """How many are held at once."""
+def _loss_bytes(
+    tokens: int, hidden_size: int, vocab_size: int, head: int, element_bytes: int, narrow: bool
+) -> tuple[int, int]:
+    """Of the logits that are held at once, and of the head's gradient."""
+    rows = min(tokens, LOSS_CHUNK_ROWS)
+    block = min(head, VOCABULARY_BLOCK_WEIGHTS)
+    block_logits = min(vocab_size, max(1, VOCABULARY_BLOCK_WEIGHTS // hidden_size)) * LOGIT_BYTES  # of a row
     if narrow:
-        return min(tokens, LOSS_CHUNK_ROWS) * min(vocab_size, max(1, VOCABULARY_BLOCK_WEIGHTS // hidden_size))
-    return min(tokens, loss_chunk_rows(vocab_size)) * vocab_size
+        return rows * block_logits, block * HEAD_GRADIENT_BYTES
+    if head > LARGE_HEAD_WEIGHTS:
+        rows = min(rows, large_head_chunk_rows(vocab_size, element_bytes))
+        # A block's weights and the product that is added to its gradient, in the products' type.
+        return rows * (vocab_size * element_bytes + block_logits), head * 4 + block * 2 * element_bytes
+    return min(rows, loss_chunk_rows(vocab_size)) * vocab_size * LOGIT_BYTES, head * HEAD_GRADIENT_BYTES
 
 
 def block_activation_bytes_per_token(model: Model, element_bytes: int) -> int:
@@ -161,10 +178,12 @@ def gathered_bytes(parameters: Parameters, devices: int, element_bytes: int) -> 
     """Whole weights in the products' precision, beside the sharded state.
 
     Sharded: the embedding, the head, the block at work and the next one, each with its gradient. On one device: a
-    bfloat16 copy of all weights, which makes 18 bytes a parameter; none in float32.
+    bfloat16 copy of all weights, which makes 18 bytes a parameter, but not of a large head; none in float32.
     """
     if devices == 1:
-        return 0 if element_bytes == 4 else element_bytes * parameters.total
+        head = parameters.head or parameters.embedding
+        copied = parameters.total - (head if head > LARGE_HEAD_WEIGHTS else 0)
+        return 0 if element_bytes == 4 else element_bytes * copied
     whole = parameters.embedding + parameters.head + parameters.final_norm + 2 * parameters.one_block
     return 2 * element_bytes * whole
 
@@ -172,6 +191,12 @@ def gathered_bytes(parameters: Parameters, devices: int, element_bytes: int) -> 
 def loss_chunk_rows(vocab_size: int) -> int:
     """How many rows the loss scores at a time. All at once, 256,000 entries would need more than all else."""
     return max(1, min(LOSS_CHUNK_ROWS, LOSS_CHUNK_LOGITS // vocab_size))
+
+
+def large_head_chunk_rows(vocab_size: int, element_bytes: int) -> int:
+    """The same of a head of more than LARGE_HEAD_WEIGHTS: a power of two."""
+    fitting = LARGE_HEAD_SCORE_BYTES // (vocab_size * element_bytes)
+    return 1 << max(1, min(LOSS_CHUNK_ROWS, fitting)).bit_length() - 1
 
 
 def usable_bytes(gpu: Gpu) -> int:

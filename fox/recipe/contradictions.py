@@ -14,10 +14,10 @@ from fox.errors import Problem
 from fox.recipe.keys import KeyPath, dotted
 from fox.recipe.schema import Optimizer, Recipe, Schedule
 from fox.recipe.section import Hole, Section
-from fox.recipe.stage import Stage
+from fox.recipe.stage import Stage, steps_saved
 
 KINDS = ("text", "chat")
-MODELS = ("start", "base", "tuned")
+MODELS = ("start", "averaged", "base", "tuned")
 LONGEST_NAME = 100  # bytes: names get endings such as .manifest.json, and file systems end at 255
 
 Found = TypeVar("Found")
@@ -161,13 +161,14 @@ def _without_effect(key: str, section: Section, names: Sequence[str], beside: st
 
 def _average(recipe: Recipe) -> Iterator[Problem]:
     wanted = recipe.train.average_checkpoints
-    ends = [0]
-    for stage in recipe.stage.values():
-        ends.append(ends[-1] + stage.steps)
-    saved = len({*ends[1:], *range(0, ends[-1] + 1, recipe.train.checkpoint_every_steps)}) - 1
+    if not wanted:
+        return
+    stages, warmup_tokens = recipe.stage.values(), recipe.schedule.warmup_tokens
+    saved = len(steps_saved(stages, recipe.train.checkpoint_every_steps, warmup_tokens))
     if wanted > saved:
-        reason = f"are more than the {saved} that {ends[-1]} steps leave"
-        every = f"checkpoint_every_steps={ends[-1] // wanted}" if wanted <= ends[-1] else f"average_checkpoints={saved}"
+        steps = len(steps_saved(stages, 1, warmup_tokens))
+        reason = f"are more than the {saved} that are saved in the {steps} steps after the warm-up"
+        every = f"checkpoint_every_steps={steps // wanted}" if wanted <= steps else f"average_checkpoints={saved}"
         mend = f"Try -o train.{every}."
         yield Problem("train.average_checkpoints", reason, mend, wanted)
 

@@ -133,14 +133,14 @@ class Train(Section):
     activation_checkpointing: bool = False
     """Keep only each block's input, and make the rest again on the way back: less memory, up to a third more work."""
     average_checkpoints: WholeOrZero = 0
-    """The pre-trained model is the mean of its last so many checkpoints' weights (arXiv 2306.03241), which are kept for that; 0 takes the
-    weights of the last step. The report has the scores of both."""
+    """The pre-trained model is the mean of its last so many checkpoints' weights (arXiv 2306.03241), none of them from the warm-up; where
+    the last step's weights alone need fewer bits for the held-out text, it is these. The report has the scores of both. 0 averages none."""
     compile: bool = True
     """Compile the model's blocks with torch.compile, from the first step on."""
     checkpoint_every_steps: Whole = 100
     """Steps between two checkpoints: at most so much is lost when a run is killed."""
     keep_checkpoints: Whole = 2
-    """How many of the newest checkpoints stay on the disk."""
+    """How many of the newest checkpoints stay on the disk; up to two older ones do, too, so that one is from before any drift."""
     milestone_every_steps: Whole | None = None
     """Checkpoints at multiples of this stay for good, beside the newest; none where it is not given. A multiple of
     checkpoint_every_steps."""
@@ -152,7 +152,8 @@ class Train(Section):
     """How often tuning may see a source of chats."""
     spike_deviations: Positive = 6.0
     """A step whose loss or gradient norm lies so many deviations above the last 128 good ones of its stage changes no weight
-    (OLMo 2's rule, arXiv 2501.00656); nor does one that is not finite. A median loss that leaves half of this band is a drift."""
+    (OLMo 2's rule, arXiv 2501.00656); nor does one that is not finite. A median loss that leaves two thirds of this band is a drift.
+    In warm-up and the first 8 steps of a stage the band ends at half as many times ln(vocabulary); up to the 32nd it is four times as wide."""
     skips_in_a_row: Whole = 8
     """After so many skipped steps in a row, training rolls back to an earlier checkpoint and passes over the data up to here."""
     drift_steps: Whole = 32

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -145,3 +147,17 @@ def _steps_of_ramp(start: int, ramp_tokens: int, batch_tokens: int, most: int) -
         steps.append(round(wanted / unit) * unit)
         seen += steps[-1]
     return tuple(steps)
+
+
+def steps_saved(stages: Iterable[Stage], every_steps: int, after_tokens: int = 0) -> list[int]:
+    """After which steps of all stages together (counted from 1) a checkpoint is saved that has seen more than `after_tokens`;
+    after the last one in any case. Oldest first."""
+    ends: set[int] = set()
+    early = steps = seen = 0
+    for stage in stages:
+        early += bisect_right(range(1, stage.steps + 1), after_tokens - seen, key=stage.tokens_before)
+        steps += stage.steps
+        seen += stage.total_tokens
+        ends.add(steps)
+    saved = ends | set(range(every_steps, steps + 1, every_steps))
+    return sorted(step for step in saved if step > early or step == steps)

@@ -259,8 +259,12 @@ def scored_sources(results: Results) -> list[str]:
 
 def _about_bits_per_byte(results: Results, last_stage: str) -> Iterator[str]:
     yield "After each stage, on text that no stage was trained on; lower is better."
-    if "base" in results.bits_per_byte:
+    if last_stage in results.bits_per_byte:
+        yield "\u201cbase\u201d is the mean of late checkpoints."
+    elif "base" in results.bits_per_byte:
         yield f"\u201cbase\u201d is the model after the last stage{f', {last_stage}' if last_stage else ''}."
+    if "averaged" in results.bits_per_byte:
+        yield "\u201caveraged\u201d is the mean of late checkpoints, which was worse and was not taken."
     if results.kneser_ney_bits_per_byte:
         yield "The dashed line is a Kneser-Ney bigram's."
 

@@ -26,12 +26,16 @@ class Table:
 def scores_table(results: Results, last_stage: str) -> Table | None:
     """Bits per byte by model and source, with the bigram and the size of the held-out text.
 
-    The base model is what the last stage left, so that stage has no row of its own.
+    The base model is what the last stage left, so that stage has no row of its own; where it has one, the base model is the mean of
+    late checkpoints.
     """
     base = f"base model, after stage {last_stage}" if last_stage else "base model"
+    if last_stage in results.bits_per_byte:
+        base = "base model, the mean of late checkpoints"
 
     def named(model: str) -> str:
-        known = {"start": "the model that it started from", "base": base, "tuned": "tuned model"}
+        averaged = "mean of late checkpoints, not taken"
+        known = {"start": "the model that it started from", "averaged": averaged, "base": base, "tuned": "tuned model"}
         return known.get(model, f"after stage {model}")
 
     replies = results.assistant_bits_per_byte

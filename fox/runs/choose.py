@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +19,7 @@ from fox.plan.budget import as_dict, propose, seconds_of
 from fox.plan.describe_budget import describe_proposal
 from fox.plan.gpus import find_gpu
 from fox.plan.memory import usable_bytes
+from fox.plan.room import Room
 from fox.plan.rows import fitted_rows
 from fox.plan.starter import starter_recipe
 from fox.recipe import LoadedRecipe, Recipe
@@ -30,9 +31,15 @@ from fox.runs.rows import attention_keeps_weights, fit_rows, stages_of
 if TYPE_CHECKING:
     from fox.train.speed import Shape, StepCost
 
-HOW = ("quick", "compiled", "no")
+HOW = ("auto", "quick", "compiled", "no")
 LIMIT_S = 8.0
 """How long all stages together are timed where blocks are not compiled, about."""
+COMPILED_PASS_S = 3.0
+"""By `auto`, a stage is not compiled for its timing where one pass through a block and the head takes so long, at the least."""
+_NOT_COMPILED = (
+    "Speeds are those of blocks that are not compiled, which takes seconds; training compiles them, and may be done sooner. "
+    "--measure compiled times it so, in minutes."
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Wish:
     gpu: str | None = None
     mfu: float | None = None
     tokens_per_second: float | None = None
-    measure: str = "quick"
+    measure: str = "auto"
 
     def measures(self) -> bool:
         """Whether this machine is to be timed. Raises UserError where HOW is none."""
@@ -109,9 +116,12 @@ def propose_for(
             mend="Leave --gpu, --gpus, --mfu and --measure no away, or give --tokens-per-second of the recipe as it is.",
         )
     folder = Path("runs") / base.name
+    seen: list[Measured] = []
 
     def speed_of(recipe: Recipe) -> dict[str, float]:
-        measured = measure_here(recipe, folder, wish.measure, console, limit_s=LIMIT_S / 2)
+        how = "quick" if wish.measure == "auto" else wish.measure  # sizes are many, and each compiles anew
+        measured = measure_here(recipe, folder, how, console, limit_s=LIMIT_S / 2)
+        seen.extend(measured.values())
         return {key: found.tokens_per_second for key, found in measured.items()}
 
     def speed_as_given(recipe: Recipe) -> dict[str, float]:
@@ -121,7 +131,9 @@ def propose_for(
         }
         return {stage.key: (given or 0.0) * flops["base"] / flops["this"] for stage in plan(recipe).stages}
 
-    made = propose(base, seconds, speed_as_given if given else speed_of, _train_tokens(base, folder))
+    made = propose(base, seconds, speed_as_given if given else speed_of, _train_tokens(base, folder), _room(base, wish))
+    if any(not found.compiled for found in seen):
+        made = replace(made, notes=(*made.notes, _NOT_COMPILED))
     if write is not None:
         page = made.recipe.model_copy(update={"name": write.stem})
         write_atomically(write, f"# Proposed by fox plan --budget {budget}.\n{toml_page(page.model_dump())}")
@@ -131,6 +143,20 @@ def propose_for(
                 "Its text is read from the folder text: change source.text-files.path to yours.", highlight=False
             )
     return json.dumps(as_dict(made), indent=2) if as_json else describe_proposal(made, budget, loaded is not None)
+
+
+def _room(recipe: Recipe, wish: Wish) -> Room | None:
+    """The memory that is free for a training of `recipe`; None where that is not known."""
+    if wish.gpu is not None:
+        return Room(usable_bytes(find_gpu(wish.gpu)), keeps_weights=False, devices=wish.gpus)
+    if wish.gpus != 1 or find_spec("torch") is None:
+        return None
+    from fox.train.machine import device, free_memory_bytes, resolve_precision
+
+    free = free_memory_bytes()
+    if free is None or device().type != "cpu":
+        return None
+    return Room(free, resolve_precision("auto") == "bf16", attention_keeps_weights(recipe))
 
 
 def _train_tokens(recipe: Recipe, folder: Path) -> dict[str, int] | None:
@@ -148,26 +174,31 @@ def measure_here(
 
     `folder` is the recipe's run, which need not be there: where its data is made, documents are as long as they are in it.
     """
+    from fox.train.compilation import load_compiler
     from fox.train.speed import resident_bytes, time_step
 
-    compiled = how == "compiled" and recipe.train.compile
-    process_bytes = resident_bytes()
     vocab_size = recipe.tokenizer.vocab_size
     facts = data_facts(folder)
     stages = stages_of(recipe)
     shapes = {key: _shape(recipe, stage, facts) for key, stage in stages.items()}
-    costs: list[tuple[str, Shape, StepCost | None]] = []
+    compiled = {key: _compiles(recipe, shape, how) for key, shape in shapes.items()}
+    if any(compiled.values()):
+        load_compiler()
+    process_bytes = resident_bytes()
+    costs: list[tuple[tuple[str, bool], Shape, StepCost | None]] = []
     found: dict[str, Measured] = {}
     kinds = {(shape.rows, shape.row_length) for shape in shapes.values()}
     for key, stage in stages.items():
         shape = shapes[key]
         optimizer = recipe.tune.optimizer if recipe.tune and key == "tune" else recipe.optimizer
-        cost = next((cost for name, known, cost in costs if name == optimizer.name and _alike(known, shape)), None)
+        timed_as = (optimizer.name, compiled[key])
+        cost = next((cost for other, known, cost in costs if other == timed_as and _alike(known, shape)), None)
         if cost is None:
-            with console.status(f"timing {key}: {shape.rows} rows of {shape.row_length} tokens"):
+            how_long = ", compiled, which takes longest the first time" if compiled[key] else ""
+            with console.status(f"timing {key}: {shape.rows} rows of {shape.row_length} tokens{how_long}"):
                 limit = limit_s / len(kinds)
-                cost = time_step(recipe.model, vocab_size, optimizer, shape, recipe.train, compiled, limit)
-            costs.append((optimizer.name, shape, cost))
+                cost = time_step(recipe.model, vocab_size, optimizer, shape, recipe.train, compiled[key], limit)
+            costs.append((timed_as, shape, cost))
         if cost is None:
             continue
         passes = max(1, round(stage.batch_tokens / (stage.rows * stage.row_length)))
@@ -176,10 +207,19 @@ def measure_here(
             peak_bytes=process_bytes + cost.peak_bytes(passes),
             bytes_per_row=cost.row_bytes,
             machine_bytes=machine_bytes(),
-            compiled=compiled or not recipe.train.compile,
+            compiled=compiled[key] or not recipe.train.compile,
             timed_rows=cost.timed_rows,
         )
     return found
+
+
+def _compiles(recipe: Recipe, shape: Shape, how: str) -> bool:
+    """Whether a stage is timed with compiled blocks. `auto` does as training will, unless that would take minutes."""
+    from fox.train.speed import least_pass_seconds
+
+    if how == "quick" or not recipe.train.compile:
+        return False
+    return how == "compiled" or least_pass_seconds(recipe.model, recipe.tokenizer.vocab_size, shape) < COMPILED_PASS_S
 
 
 def _alike(one: Shape, other: Shape) -> bool:

@@ -1,8 +1,9 @@
 """`fox find-lr`: short runs from the same weights over the same data, each to a peak learning rate of its own, and all of the way down.
 
 A loss beside a rate that is still high says little: the decay that follows is what makes a high rate pay. So every trial warms up,
-holds and decays over its own few tokens, and the mean loss of its last tenth is compared. The trials are runs of the real loop in
-RUN/find-lr, with its checkpoints: a stopped search goes on, and one that is asked for again is only read.
+holds and decays over its own few tokens, and the mean loss of its last tenth is compared. A rate that lies above one that diverged
+is not recommended, nor is one that taught nothing. The trials are runs of the real loop in RUN/find-lr, with its checkpoints: a
+stopped search goes on, and one that is asked for again is only read.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fox.artifacts import disk_failures, locked, sha256_of_json, write_atomicall
 from fox.errors import UserError
 from fox.progress import Meter, meter
 from fox.recipe import LoadedRecipe, Recipe
+from fox.runs.before_training import check_undamaged, shards_of, sources_of
 from fox.runs.folder import Run, flat
 from fox.runs.pipeline import do_steps
 from fox.runs.steps import open_shards, pretrain_inputs
@@ -36,7 +38,10 @@ MOST_EXTRA = 2
 """Further rates that are tried where the best lies at an end."""
 _DIVERGED_NATS = 1.0
 """A trial is given up where its loss stands so far above the lowest that it has had."""
+_LEARNT_NATS = 0.2
+"""By how much a trial that has learnt anything ends lower, at least."""
 _FEWEST_STEPS = 50
+_FEWEST_LAST = 3
 _DONE = "result.json"
 
 
@@ -57,12 +62,13 @@ def find_rate(loaded: LoadedRecipe, folder: Path, num_rates: int, tokens: int | 
     run = do_steps(loaded, folder, ["tokenizer", "data"], None, console)
     recipe, short = run.recipe, _short_recipe(run.recipe, tokens)
     with locked(folder), disk_failures(folder):
+        check_undamaged(run, {"data": shards_of(run, sources_of(recipe, short.stage), "train")}, console)
         centre = recipe.optimizer.peak_learning_rate
         rates = [_three_figures(centre * FACTOR ** (n - num_rates // 2)) for n in range(num_rates)]
         first_model = _first_model(run)
         trials = [_trial(run, short, rate, first_model, console) for rate in rates]
         for _ in range(MOST_EXTRA):
-            best = best_of(trials)
+            best = best_of(recipe, trials)
             if best is None or best.rate not in (trials[0].rate, trials[-1].rate):
                 break
             beyond = best.rate / FACTOR if best.rate == trials[0].rate else best.rate * FACTOR
@@ -73,34 +79,72 @@ def find_rate(loaded: LoadedRecipe, folder: Path, num_rates: int, tokens: int | 
     return trials
 
 
-def best_of(trials: list[Trial]) -> Trial | None:
-    """The trial with the lowest loss; None where all diverged."""
-    done = [trial for trial in trials if trial.loss is not None]
-    return min(done, key=lambda trial: trial.loss or math.inf, default=None)
+def best_of(recipe: Recipe, trials: list[Trial]) -> Trial | None:
+    """The trial with the lowest loss of those that nothing speaks against (`why_not`); None where there is none."""
+    sound = [trial for trial in trials if not why_not(recipe, trials, trial)]
+    return min(sound, key=lambda trial: trial.loss or math.inf, default=None)
+
+
+def why_not(recipe: Recipe, trials: list[Trial], trial: Trial) -> str:
+    """What speaks against a rate, however low its loss beside the others'; empty where nothing does."""
+    if trial.loss is None:
+        return f"diverged after {trial.steps} steps"
+    if not _has_learnt(recipe, trial):
+        return "diverged, and learns nothing any more" if _diverged(recipe, trial) else "has learnt nothing"
+    if any(_diverged(recipe, other) and other.rate < trial.rate for other in trials):
+        return "lies above a rate that diverged"
+    return ""
+
+
+def what_to_try(recipe: Recipe, trials: list[Trial]) -> str:
+    """Where there is no best: lower rates where one diverged, or the lowest did better than the highest."""
+    first, last = trials[0], trials[-1]
+    is_lower = first.loss is not None and last.loss is not None and first.loss < last.loss
+    if is_lower or any(_diverged(recipe, trial) for trial in trials):
+        other = f"lower ones: -o optimizer.peak_learning_rate={first.rate / 16:.3g}"
+    else:
+        other = f"higher ones, -o optimizer.peak_learning_rate={last.rate * 16:.3g}, or more --tokens"
+    return f"None of these rates can be recommended. Try {other}"
+
+
+def _has_learnt(recipe: Recipe, trial: Trial) -> bool:
+    """Whether a trial ends well below a guess among all tokens, and below where it began: weights that were blown apart end at the
+    guess. A model that was trained before begins far below it, and must not have lost what it knew."""
+    assert trial.loss is not None
+    began = trial.first_loss + (_LEARNT_NATS if recipe.model.start_from is not None else -_LEARNT_NATS)
+    return trial.loss <= min(began, math.log(recipe.tokenizer.vocab_size) - _LEARNT_NATS)
+
+
+def _diverged(recipe: Recipe, trial: Trial) -> bool:
+    """Whether a trial was given up, or blew up and never came back."""
+    if trial.loss is None:
+        return True
+    return not _has_learnt(recipe, trial) and max(trial.curve) > trial.first_loss + _DIVERGED_NATS
 
 
 def describe_trials(recipe: Recipe, trials: list[Trial], folder: Path) -> str:
-    """A table with a bar for each rate, and what to do with the best."""
-    best = best_of(trials)
-    losses = [trial.loss for trial in trials if trial.loss is not None]
+    """A table with a bar for each rate that can be recommended, and what to do with the best."""
+    best = best_of(recipe, trials)
+    against = [why_not(recipe, trials, trial) for trial in trials]
+    losses = [trial.loss for trial, why in zip(trials, against, strict=True) if trial.loss is not None and not why]
     lines = [f"{'rate':>9}  {'loss':>7}  longer is better", ""]
-    for trial in trials:
+    for trial, why in zip(trials, against, strict=True):
         if trial.loss is None:
-            lines.append(f"{trial.rate:>9.3g}  diverged after {trial.steps} steps")
-            continue
-        span = max(losses) - min(losses) or 1.0
-        bar = "█" * (1 + round(24 * (max(losses) - trial.loss) / span))
-        lines.append(f"{trial.rate:>9.3g}  {trial.loss:>7.3f}  {bar}{'  best' if trial is best else ''}")
+            lines.append(f"{trial.rate:>9.3g}  {why}")
+        elif why:
+            lines.append(f"{trial.rate:>9.3g}  {trial.loss:>7.3f}  {why}")
+        else:
+            span = max(losses) - min(losses) or 1.0
+            bar = "█" * (1 + round(24 * (max(losses) - trial.loss) / span))
+            lines.append(f"{trial.rate:>9.3g}  {trial.loss:>7.3f}  {bar}{'  best' if trial is best else ''}")
     lines.append("")
-    if best is None:
-        lines.append(f"All diverged. Try lower ones: -o optimizer.peak_learning_rate={trials[0].rate / 16:.3g}")
-        return "\n".join(lines)
-    lines.append(
-        f"-o optimizer.peak_learning_rate={best.rate:.3g}   (the recipe has {recipe.optimizer.peak_learning_rate:g})"
-    )
-    if best.rate in (trials[0].rate, trials[-1].rate):
-        lines.append("It is the last that was tried at this end, so a better one may lie beyond it.")
-    lines.append(f"Found on {trials[0].steps} steps; a longer run bears the same or a somewhat lower rate.")
+    if best is not None:
+        lines.append(
+            f"-o optimizer.peak_learning_rate={best.rate:.3g}   (the recipe has {recipe.optimizer.peak_learning_rate:g})"
+        )
+        if best.rate in (trials[0].rate, trials[-1].rate):
+            lines.append("It is the last that was tried at this end, so a better one may lie beyond it.")
+        lines.append(f"Found on {best.steps} steps; a longer run bears the same or a somewhat lower rate.")
     lines.append(f"The curves: {folder / 'find-lr' / 'find-lr.png'}")
     return "\n".join(lines)
 
@@ -121,7 +165,8 @@ def _short_recipe(recipe: Recipe, tokens: int | None) -> Recipe:
     cut = steps * stage.batch_tokens
     page["stage"] = {name: {**page["stage"][name], "tokens": cut, "batch_ramp": None}}
     page["schedule"] = {"warmup_tokens": cut // 10, "decay_tokens": cut // 3, "decay_shape": "linear"}
-    page["train"] |= {"average_checkpoints": 0, "keep_checkpoints": 1}
+    # A rate at which training would have to roll back has diverged.
+    page["train"] |= {"average_checkpoints": 0, "keep_checkpoints": 1, "roll_backs": 0}
     page["tune"] = None
     return Recipe.model_validate(page)
 
@@ -174,7 +219,7 @@ def _trial(run: Run, short: Recipe, rate: float, first_model: Callable[[], Trans
         except Diverged:
             diverged = True
     losses = _losses(folder / "metrics.jsonl")
-    tail = losses[-max(1, len(losses) // 10) :]
+    tail = losses[-max(_FEWEST_LAST, len(losses) // 10) :]
     loss = None if diverged or not losses or not all(map(math.isfinite, tail)) else sum(tail) / len(tail)
     first = losses[0] if losses else math.nan
     curve = tuple(round(one, 4) if math.isfinite(one) else 99.0 for one in losses)
@@ -223,12 +268,12 @@ def _picture(trials: list[Trial]) -> bytes:
     with chart_style(9):
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2)
-        done = [(trial.rate, trial.loss) for trial in trials if trial.loss is not None]
+        top = max((trial.first_loss for trial in trials if math.isfinite(trial.first_loss)), default=1.0)
+        done = [(trial.rate, min(trial.loss, top)) for trial in trials if trial.loss is not None]
         left.plot([rate for rate, _ in done], [loss for _, loss in done], color=MODEL, marker="o")
         left.set_xscale("log")
         left.set_title("Loss at the end, nats a token", loc="left")
         left.set_xlabel("peak learning rate")
-        top = max((trial.first_loss for trial in trials if math.isfinite(trial.first_loss)), default=1.0)
         for number, trial in enumerate(trials):
             colour = SOURCES[number] if number < len(SOURCES) else BASELINE
             curve = [min(loss, top) for loss in trial.curve]

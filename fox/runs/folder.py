@@ -10,14 +10,16 @@ import contextlib
 import datetime
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import fox
-from fox.artifacts import remove_at_once, sha256_of, stamp_of, write_atomically, write_json
-from fox.errors import Failure, UserError
+from fox.artifacts import put_back_on, remove_at_once, sha256_of, stamp_of, write_json
+from fox.errors import Failure, Problem, RecipeError, UserError
+from fox.progress import Meter
 from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.migrate import migrated
 from fox.recipe.schema import VERSION, without_descriptions
@@ -89,7 +91,8 @@ class Run:
 
     def is_done(self, step: str, inputs: dict[str, Any]) -> bool:
         """Whether `step` was done with these inputs. Raises where it was done with others, or where what it made has changed."""
-        self.check_inputs(step, inputs, all_of_them=True)
+        if problems := self.changed(step, inputs, all_of_them=True):
+            raise RecipeError(problems)
         manifest = self.manifest(step)
         if manifest is None:
             return False
@@ -98,22 +101,34 @@ class Run:
         self._check_outputs(step, manifest)
         return True
 
-    def check_inputs(self, step: str, inputs: dict[str, Any], all_of_them: bool = False) -> None:
-        """Raise UserError where `step` is done, and was done with others than these, which may be some of them only."""
+    def changed(self, step: str, inputs: dict[str, Any], all_of_them: bool = False) -> list[Problem]:
+        """A Problem for each key in which these inputs are others than those that `step` was done with. They may be some of them only.
+
+        None where it is not done.
+        """
         manifest = self.manifest(step)
         if manifest is None:
-            return
+            return []
         then = without_rows(migrated(manifest["inputs"], manifest["recipe_version"]))
         old, new = flat(then if all_of_them else {key: then[key] for key in inputs if key in then}), flat(inputs)
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                was = "was not there" if key not in old else f"was {old[key]!r}"
-                raise UserError(
-                    key,
-                    new.get(key, "not there"),
-                    problem=f"{was} when `{step}` was done in {self.folder}",
-                    mend=f"Go back to that, keep both with --out, or do `{step}` and what follows again: `fox run` with --redo {step}.",
-                )
+        return [
+            Problem(
+                key,
+                f"{f'was {old[key]!r}' if key in old else 'was not there'} when `{step}` was done in {self.folder}",
+                f"Go back to that, keep both with --out, or do `{step}` and what follows again: `fox run` with --redo {step}.",
+                new.get(key, "not there"),
+            )
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+
+    def check_contents(self, step: str, names: Iterable[str], shown: Meter) -> None:
+        """Hash files that `step` made, whatever their sizes and times say. Raises Failure where one is not as it was made."""
+        outputs = (self.manifest(step) or {"outputs": {}})["outputs"]
+        for name in names:
+            path = self.folder / name
+            if sha256_of(path, partial(shown.advance, note=name)) != outputs.get(name):
+                raise _no_longer(path, step)
 
     def finish(self, step: str, inputs: dict[str, Any], facts: dict[str, Any], started: float) -> dict[str, Any]:
         """Write the manifest of a step, as its last act.
@@ -147,14 +162,9 @@ class Run:
     def recipe_kept(self) -> Iterator[None]:
         """Keep the resolved recipe with the run; or the one before it, where the block finds that this one can't be used."""
         path = self.folder / "recipe.json"
-        before = path.read_bytes() if path.is_file() else None
-        write_json(path, self._kept())
-        try:
+        with put_back_on(UserError, path):
+            write_json(path, self._kept())
             yield
-        except UserError:
-            if before is not None:
-                write_atomically(path, before)
-            raise
 
     def keep_descriptions(self) -> None:
         """Take licences and addresses that have changed since into the recipe that is kept: no step is done again for them.
@@ -188,15 +198,17 @@ class Run:
             if path.is_file():
                 stamps[name] = stamp_of(path)
             if name not in stamps or (stamps[name] != manifest["stamps"].get(name) and sha256_of(path) != digest):
-                state = "has changed since" if path.is_file() else "is gone since"
-                raise Failure(
-                    f"{path}: {state} `{step}` made it. Put it back, or make it again with `fox run` and --redo {step}."
-                )
+                raise _no_longer(path, step)
         if stamps != manifest["stamps"]:
             write_json(self._manifest_path(step), {**manifest, "stamps": stamps})
 
     def _manifest_path(self, step: str) -> Path:
         return self.folder / "manifests" / f"{step}.json"
+
+
+def _no_longer(path: Path, step: str) -> Failure:
+    state = "has changed since" if path.is_file() else "is gone since"
+    return Failure(f"{path}: {state} `{step}` made it. Put it back, or make it again with `fox run` and --redo {step}.")
 
 
 def flat(inputs: Any, key: str = "") -> dict[str, Any]:

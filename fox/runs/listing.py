@@ -18,7 +18,7 @@ import numpy as np
 
 from fox.artifacts import PARTIAL, REPLACED, locked, remove_at_once, write_atomically
 from fox.errors import Failure, UserError
-from fox.recipe.schema import Train
+from fox.recipe.schema import Schedule, Train
 from fox.recipe.stage import Stage
 from fox.report.run_files import STEPS, Metrics, RunFiles, read_run
 from fox.train.events import read_events
@@ -256,7 +256,8 @@ def _short(value: object) -> str:
 def _old(run: Path, step: str) -> list[Path]:
     """Checkpoints that training itself would remove, with the one that `latest` names (without it: the newest) just saved.
 
-    Those that the model is to be the mean of are needed no more once it is made. Raises Failure where the run's record is damaged.
+    Once the model is made, none is needed any more to be averaged, or to go back to in trouble. Raises Failure where the run's record is
+    damaged.
     """
     folder = run / step / "checkpoints"
     names = sorted(path.name for path in folder.glob("step-*") if path.name[5:].isdecimal())
@@ -268,7 +269,7 @@ def _old(run: Path, step: str) -> list[Path]:
         latest = names[-1]
     try:
         recipe = json.loads((run / "recipe.json").read_bytes())["recipe"]
-        train = Train.model_validate(recipe["train"])
+        schedule, train = Schedule.model_validate(recipe["schedule"]), Train.model_validate(recipe["train"])
         stages = [Stage.model_validate(stage) for stage in recipe["stage"].values()]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # what is to be kept is not known
@@ -276,10 +277,17 @@ def _old(run: Path, step: str) -> list[Path]:
         return []  # damaged: nothing is taken away that may have to replace it
     from fox.train.averaging import averaged_steps
     from fox.train.checkpoint import Checkpoints, Identity, Progress
+    from fox.train.trouble import looks_back
 
-    is_averaged = step == "pretrain" and not (run / "manifests" / f"{step}.json").is_file()
-    needed = averaged_steps(stages, train) if is_averaged else []
-    checkpoints = Checkpoints(folder, Identity({}, {}), train.keep_checkpoints, train.milestone_every_steps, needed)
+    is_made = (run / "manifests" / f"{step}.json").is_file()
+    checkpoints = Checkpoints(
+        folder,
+        Identity({}, {}),
+        train.keep_checkpoints,
+        train.milestone_every_steps,
+        needed_steps=averaged_steps(stages, schedule, train) if step == "pretrain" and not is_made else [],
+        drift_steps=0 if is_made else looks_back(train),
+    )
     return checkpoints.outlived(Progress(int(latest[5:]), events=read_events(run / step)))
 
 

@@ -22,9 +22,11 @@ from fox.tokenizer import Tokenizer
 from fox.train.machine import resolve_precision
 
 AT_START = "start"
-AVERAGED = "base"
-"""The scores of late checkpoints' mean, beside those of the last stage's end; no stage may be called so."""
 """What the results call the model that a recipe starts from."""
+AVERAGED = "base"
+"""The scores of late checkpoints' mean, beside those of the last stage's end."""
+NOT_TAKEN = "averaged"
+"""What the results call that mean where the last stage's end was better, and stayed the model. No stage may be called by any of these."""
 
 
 def heldout_scores(run: Run, model: Transformer, tokenizer: Tokenizer) -> dict[str, Any]:
@@ -65,10 +67,16 @@ def measure(run: Run, console: Console) -> dict[str, Any]:
         models["tuned"], _ = load_model(run.folder / "tuned")
     scored = [*([AT_START] if recipe.model.start_from is not None else []), *recipe.stage]
     scores = {stage: _scores_after(run.folder / "pretrain" / "heldout" / f"{stage}.json") for stage in scored}
+    last = list(recipe.stage)[-1]
     if recipe.train.average_checkpoints:
-        scores["base"] = _scores_after(run.folder / "pretrain" / "heldout" / f"{AVERAGED}.json")
+        averaged = _scores_after(run.folder / "pretrain" / "heldout" / f"{AVERAGED}.json")
+        facts = run.needs("pretrain")["facts"]
+        if facts.get("model_is_averaged", True):  # as it always was before there was such a fact
+            scores["base"] = averaged
+        else:
+            scores |= {NOT_TAKEN: averaged, "base": scores.pop(last)}
     else:
-        scores["base"] = scores.pop(list(recipe.stage)[-1])
+        scores["base"] = scores.pop(last)
     parts = 2 + (recipe.eval.reply_chats + 2 * len(recipe.eval.prompts) if recipe.tune else 0)
     with meter("eval", parts, "parts", console=console) as shown:
         if recipe.tune:
@@ -86,6 +94,13 @@ def measure(run: Run, console: Console) -> dict[str, Any]:
         if recipe.tune:
             results |= _replies(run, models, tokenizer, shown)
     return results
+
+
+def bits_per_byte_in_all(run: Run, name: str) -> float:
+    """Of all sources' held-out text together, by the scores that were taken after stage `name`; 0 where there is no such text."""
+    scores = _scores_after(run.folder / "pretrain" / "heldout" / f"{name}.json")
+    sizes = {source: size["bytes"] for source, size in scores["heldout"].items()}
+    return sum(scores["bits_per_byte"][source] * size for source, size in sizes.items()) / (sum(sizes.values()) or 1)
 
 
 def _scores_after(path: Path) -> dict[str, Any]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from fox.artifacts import disk_failures, locked
-from fox.errors import UserError
+from fox.errors import Failure, Problem, RecipeError, UserError
 from fox.recipe import LoadedRecipe
+from fox.recipe.stage import Stage
 from fox.runs import steps
+from fox.runs.before_training import check_same_training
 from fox.runs.folder import STEPS, Run
 from fox.runs.outcome import remove_outcome
-from fox.runs.rows import fit_rows, keep_rows
+from fox.runs.rows import fit_rows, rows_kept
 from fox.train.trackers import NONE_WANTED, Wanted
 
 _Step = tuple[Callable[[], steps.Inputs], Callable[[steps.Inputs], steps.Facts]]
@@ -44,11 +46,9 @@ def do_steps(
     run = Run(folder, fit_rows(loaded, folder, redo), watchers)
     with locked(folder), disk_failures(folder):
         remove_outcome(folder)
-        for step in _before(redo):
-            run.check_inputs(step, steps.recipe_inputs(run.recipe, step))
+        _check_recipe(run, _before(redo), wanted)
         if redo:
             console.print(f"removed what {', '.join(run.undo(redo))} had made in {folder}")
-        keep_rows(run.loaded, folder)
         for step in wanted:
             if step == "tune" and not run.recipe.tune:
                 continue
@@ -61,6 +61,37 @@ def _before(redo: str | None) -> list[str]:
     """The steps of which nothing is removed."""
     names = list(STEPS)
     return names[: names.index(redo)] if redo else names
+
+
+def _check_recipe(run: Run, kept: Sequence[str], wanted: Sequence[str]) -> None:
+    """Raise RecipeError with all of the recipe that is not as it was when the `kept` steps were done, or a wanted one was begun."""
+    problems = [problem for step in kept for problem in run.changed(step, steps.recipe_inputs(run.recipe, step))]
+    if not problems:
+        return  # what has begun is looked at again, in all, before it goes on
+    problems += [problem for step in kept if step in wanted for problem in _changed_since_begun(run, step)]
+    by_key: dict[str, Problem] = {}
+    for problem in problems:  # a key that several steps read: by the first
+        by_key.setdefault(problem.key, problem)
+    raise RecipeError(list(by_key.values()))
+
+
+def _changed_since_begun(run: Run, step: str) -> list[Problem]:
+    """What is not as it was when a training began that is to go on; nothing where that can't be told yet."""
+    stages: Mapping[str, Stage] = {}
+    if step == "pretrain":
+        stages = run.recipe.stage
+    elif step == "tune" and run.recipe.tune:
+        stages = {"tune": run.recipe.tune}
+    if not stages or run.manifest(step) or not (run.folder / step / "checkpoints").is_dir():
+        return []
+    try:
+        inputs = steps.pretrain_inputs(run) if step == "pretrain" else steps.tune_inputs(run)
+        check_same_training(run, step, stages, inputs)
+    except RecipeError as error:
+        return error.problems
+    except (UserError, Failure):  # told in its turn, once the recipe is right
+        pass
+    return []
 
 
 def _check_folder(folder: Path) -> None:
@@ -88,7 +119,7 @@ def _do(run: Run, step: str, console: Console) -> None:
         console.print(f"[green]✓[/green] {step:<10} done before ({done['seconds']:.0f} s)")
         return
     started = time.time()
-    with run.recipe_kept():
+    with run.recipe_kept(), rows_kept(run.loaded, run.folder):
         facts = make(inputs)
     seconds = run.finish(step, inputs, facts, started)["seconds"]
     console.print(f"[green]✓[/green] {step:<10} {seconds:.0f} s -> {run.folder / STEPS[step][0]}")

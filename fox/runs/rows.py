@@ -6,13 +6,13 @@ has the losses of one that never stopped, bit for bit. With other rows, or ranks
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fox.artifacts import sha256_of_json, write_json
+from fox.artifacts import put_back_on, sha256_of_json, write_json
 from fox.errors import UserError
 from fox.plan.rows import fitted_rows, possible_rows
 from fox.plan.size import head_dim
@@ -29,7 +29,7 @@ def fit_rows(loaded: LoadedRecipe, folder: Path, redo: str | None = None, ranks:
     """The recipe with a number of rows in every stage: those that the run in `folder` began with, or what fits the free memory now.
 
     What `redo` and later steps made is not gone on with, so their rows are fitted anew. `ranks` share each step's rows. Raises
-    UserError on a GPU, whose memory is not looked at.
+    UserError on a GPU, to which none are fitted.
     """
     if not loaded.auto_rows:
         return loaded
@@ -59,6 +59,14 @@ def keep_rows(loaded: LoadedRecipe, folder: Path) -> None:
         write_json(folder / _FILE, page)
 
 
+@contextlib.contextmanager
+def rows_kept(loaded: LoadedRecipe, folder: Path) -> Iterator[None]:
+    """Write down what was fitted; or leave what was there before, where the block finds that the recipe can't be used."""
+    with put_back_on(UserError, folder / _FILE):
+        keep_rows(loaded, folder)
+        yield
+
+
 def stages_of(recipe: Recipe) -> dict[str, Stage]:
     """The stages of the curriculum and the tuning, by their keys (`stage.NAME`, `tune`)."""
     stages: dict[str, Stage] = {dotted(("stage", name)): stage for name, stage in recipe.stage.items()}
@@ -68,18 +76,16 @@ def stages_of(recipe: Recipe) -> dict[str, Stage]:
 def _fitted_here(recipe: Recipe, key: str, stage: Stage, ranks: int) -> int:
     import torch
 
-    from fox.train.machine import device, free_memory_bytes, resolve_precision
+    from fox.train.machine import device, free_bytes_of_rank, resolve_precision
 
     if device().type != "cpu":
         raise UserError(
             f"{key}.rows",
             "auto",
-            problem="is for processors: a GPU's memory is not looked at",
+            problem="is for processors: rows are not fitted to a GPU",
             mend=f"Give a number, such as -o {key}.rows=8; `fox plan` with --gpu tells whether it fits.",
         )
-    free = free_memory_bytes()
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks of this machine, which share its memory
-    each = None if free is None else free // here
+    each = free_bytes_of_rank()
     bf16, threads = resolve_precision("auto") == "bf16", torch.get_num_threads()
     keeps_weights = attention_keeps_weights(recipe)
     return fitted_rows(recipe, stage, recipe.tokenizer.vocab_size, each, bf16, threads, ranks, keeps_weights)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +12,15 @@ import fox
 from fox.artifacts import folder_made_whole, sha256_of, write_json
 from fox.data.corpus import shard_path, training_texts, write_shards
 from fox.data.inventory import Inventory, fingerprints, read_inventory, take_inventory
-from fox.errors import RecipeError, UserError
+from fox.errors import UserError
 from fox.formats.token_shards import Shard
 from fox.progress import Meter, meter
 from fox.recipe import Recipe
 from fox.recipe.schema import MAY_CHANGE
 from fox.recipe.stage import Stage
 from fox.recipe.write import toml_page
+from fox.runs.before_training import check_memory, check_same_training, check_undamaged, shards_of, sources_of
 from fox.runs.folder import Run, flat, sections, without_rows
-from fox.runs.rows import attention_keeps_weights
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import check_template
 from fox.train.trackers import Trackers
@@ -170,12 +169,14 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
     from fox.model.directory import save_model
     from fox.runs.measure import AT_START, AVERAGED, heldout_scores
     from fox.runs.start import base_model_facts, open_start, trainable
-    from fox.train.averaging import average_checkpoints, averaged_steps
     from fox.train.stages import new_model, pretrain, total_tokens, what_was_read
 
     recipe = run.recipe
+    check_same_training(run, "pretrain", recipe.stage, inputs)
     tokenizer = Tokenizer.load(run.folder / "tokenizer")
     check_memory(recipe, {f"stage.{name}": stage for name, stage in recipe.stage.items()}, tokenizer.vocab_size)
+    read = [*shards_of(run, sources_of(recipe, recipe.stage), "train"), *shards_of(run, recipe.source, "heldout")]
+    check_undamaged(run, {"tokenizer": inputs["tokenizer"], "data": read}, console)
     start = open_start(run) if recipe.model.start_from is not None else None
     model = trainable(start) if start else new_model(recipe, tokenizer.vocab_size)
     folder = run.folder / "pretrain"
@@ -196,16 +197,34 @@ def make_pretrain(run: Run, inputs: Inputs, console: Console) -> Facts:
     tokens = total_tokens(recipe.stage)
     with _watched(run, folder) as watch, meter("pretrain", tokens, "tokens", console=console) as shown:
         outcome = pretrain(recipe, model, shards, folder, flat(inputs), shown, after_stage, team, watch.on_row)
-    if recipe.train.average_checkpoints:
-        average_checkpoints(folder / "checkpoints", averaged_steps(recipe.stage.values(), recipe.train), model)
-        model.eval()
-        after_stage(AVERAGED, model)
+    averaged = _average(run, model, after_stage, console) if recipe.train.average_checkpoints else {}
     save_model(run.folder / "model", model, tokenizer, advised=start.generation if start else None)
     facts = {
         **_training_facts(recipe, recipe.stage, model, vars(outcome)),
         **what_was_read(recipe, recipe.stage, shards, folder),
+        **averaged,
     }
     return {**facts, "base_model": base_model_facts(run, start)} if start else facts
+
+
+def _average(run: Run, model: Any, after_stage: Callable[[str, Any], None], console: Console) -> Facts:
+    """Give `model` the mean of its late checkpoints' weights, or leave it the last ones where these need fewer bits for the held-out
+    text. Both are scored."""
+    from fox.runs.measure import AVERAGED, bits_per_byte_in_all
+    from fox.train.averaging import average_checkpoints, averaged_steps
+
+    recipe, checkpoints = run.recipe, run.folder / "pretrain" / "checkpoints"
+    steps = averaged_steps(recipe.stage.values(), recipe.schedule, recipe.train)
+    average_checkpoints(checkpoints, steps, model)
+    model.eval()
+    after_stage(AVERAGED, model)
+    mean, last = (bits_per_byte_in_all(run, name) for name in (AVERAGED, list(recipe.stage)[-1]))
+    told = f"the mean of the checkpoints of steps {', '.join(map(str, steps))} needs {mean:.4f} bits per byte of held-out text"
+    if mean > last:
+        average_checkpoints(checkpoints, steps[-1:], model)  # of one alone: its weights
+        told = f"note: {told}, and the last weights {last:.4f}: these stay the model."
+    console.print(told, highlight=False, soft_wrap=True)
+    return {"averaged_steps": steps, "model_is_averaged": mean <= last}
 
 
 def tune_inputs(run: Run) -> Inputs:
@@ -224,8 +243,12 @@ def make_tune(run: Run, inputs: Inputs, console: Console) -> Facts:
 
     recipe = run.recipe
     assert recipe.tune
+    stages = {"tune": recipe.tune}
+    check_same_training(run, "tune", stages, inputs)
     base = open_model(run.folder / "model")
-    check_memory(recipe, {"tune": recipe.tune}, base.tokenizer.vocab_size)
+    check_memory(recipe, stages, base.tokenizer.vocab_size)
+    read = shards_of(run, sources_of(recipe, stages), "train")
+    check_undamaged(run, {"pretrain": inputs["model"], "data": read}, console)
     model, tokenizer = base.load(), base.tokenizer
     shards = open_shards(run, "train", tokenizer.vocab_size)
     folder = run.folder / "tune"
@@ -247,11 +270,15 @@ def _watched(run: Run, folder: Path) -> Trackers:
 
 
 def _pack(recipe: Recipe, stages: dict[str, Any], shards: dict[str, Shard], folder: Path, console: Console) -> None:
-    """Pack the documents into chunks, where that is not done."""
+    """Pack the documents into chunks, where that is not done; tell where their mixtures will be missed."""
+    from fox.train.curriculum import mixture_warnings
+    from fox.train.readings import padding_warnings
     from fox.train.stages import pack
 
     with meter("pack", None, "tokens", console=console) as shown:
-        pack(recipe, stages, shards, folder, shown)
+        orders, index = pack(recipe, stages, shards, folder, shown)
+    for warning in (*mixture_warnings(recipe, orders), *padding_warnings(index.facts, orders)):
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
 
 
 def followed(step: str, inputs: Inputs, vocab_size: int) -> Team:
@@ -311,24 +338,6 @@ def make_report(run: Run, console: Console) -> Facts:
     from fox.report.page import write_report
 
     return {"page": str(write_report(run.folder).relative_to(run.folder))}
-
-
-def check_memory(recipe: Recipe, stages: dict[str, Stage], vocab_size: int) -> None:
-    """Raise RecipeError where one process would not have the memory for a step of these stages, by estimate, before it begins."""
-    from fox.plan.fits import too_little_memory
-    from fox.train.machine import device, free_memory_bytes, resolve_precision
-
-    free = free_memory_bytes()
-    if free is None or device().type != "cpu" or "WORLD_SIZE" in os.environ:  # ranks share the state; fox plan tells
-        return
-    bf16, keeps_weights = resolve_precision("auto") == "bf16", attention_keeps_weights(recipe)
-    problems = [
-        problem
-        for key, stage in stages.items()
-        for problem in too_little_memory(recipe, key, stage, vocab_size, free, bf16, keeps_weights)
-    ]
-    if problems:
-        raise RecipeError(problems)
 
 
 def _below(folder: str, outputs: dict[str, str]) -> dict[str, str]:

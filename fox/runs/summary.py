@@ -69,7 +69,8 @@ def print_scores(run: Run) -> None:
     bigram = results["kneser_ney_bits_per_byte"]
     table.add_row("Kneser-Ney bigram", *(f"{bigram[name]:.3f}" for name in sources), *("" for _ in chats))
     for model in per_model:
-        label = {"start": "before", "base": "base model", "tuned": "tuned model"}.get(model, f"after stage {model}")
+        known = {"start": "before", "averaged": "averaged, not taken", "base": "base model", "tuned": "tuned model"}
+        label = known.get(model, f"after stage {model}")
         row = [per_model[model][name] for name in sources] + [assistant[model][name] for name in chats]
         table.add_row(label, *(f"{value:.3f}" for value in row))
     console.print(table)

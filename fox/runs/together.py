@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
-from fox.errors import Failure, FoxError, Stopped, UserError, shorten
+from fox.errors import Failure, FoxError, RecipeError, Stopped, UserError, shorten
 from fox.recipe import LoadedRecipe, Recipe
 from fox.recipe.stage import Stage
 from fox.runs import pipeline
+from fox.runs.alike import differences
 from fox.runs.folder import Run
 from fox.runs.outcome import outcome_written, write_outcome
 from fox.runs.rows import fit_rows, stages_of
@@ -49,7 +50,8 @@ def do_steps(
     """`pipeline.do_steps`, by this process alone or, of many, by the leader; the others train when it does, and end when it is done.
 
     What goes wrong is told once, by whoever meets it first, and all end with its exit code. SIGTERM ends with 75.
-    How it ended is left in `folder`/outcome.json. Raises UserError where so many ranks can't train this recipe.
+    How it ended is left in `folder`/outcome.json. Raises UserError where so many ranks can't train this recipe, and where
+    they have not all got the same.
     """
     with told_by_one_rank():
         ranks = num_ranks()
@@ -64,6 +66,14 @@ def do_steps(
         team = _meet(ranks, console)
         if team.leads:
             stack.enter_context(outcome_written(folder))
+        with _told_once(team, folder):
+            problems, warnings = differences(team, loaded, wanted)
+        with told_by_one_rank():  # of every machine: which of them has another recipe, its own user sees
+            if problems:
+                raise RecipeError(problems)
+        if team.leads:
+            for warning in warnings:
+                console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
         stack.enter_context(_told_once(team, folder))
         data_ranks = max(1, team.size // loaded.recipe.train.tensor_parallel)
         rows = team.from_leader(lambda: dict(fit_rows(loaded, folder, redo, data_ranks).fitted_rows))

@@ -14,18 +14,17 @@ from torch import Tensor
 
 from fox.errors import Failure
 from fox.model import Transformer
-from fox.recipe.schema import Train
-from fox.recipe.stage import Stage
+from fox.recipe.schema import Schedule, Train
+from fox.recipe.stage import Stage, steps_saved
 from fox.train.checkpoint import name_of, read_weights
 
 
-def averaged_steps(stages: Iterable[Stage], train: Train) -> list[int]:
-    """After which steps of the whole pre-training the checkpoints were saved that its model is the mean of; oldest first."""
-    ends, last = set(), 0
-    for stage in stages:
-        last += stage.steps
-        ends.add(last)
-    saved = sorted(ends | set(range(train.checkpoint_every_steps, last + 1, train.checkpoint_every_steps)))
+def averaged_steps(stages: Iterable[Stage], schedule: Schedule, train: Train) -> list[int]:
+    """After which steps of the whole pre-training the checkpoints were saved that its model is the mean of; oldest first.
+
+    None of them lies in the warm-up, where weights are far from where they end.
+    """
+    saved = steps_saved(stages, train.checkpoint_every_steps, schedule.warmup_tokens)
     return saved[len(saved) - min(train.average_checkpoints, len(saved)) :]
 
 

@@ -35,7 +35,7 @@ from fox.errors import Failure, Problem, RecipeError
 from fox.formats.safetensors import read_safetensors
 from fox.model import Transformer
 from fox.train.team import ALONE, Team
-from fox.train.trouble import unchanged_since
+from fox.train.trouble import earliest_drift, unchanged_since
 
 FORMAT = 2
 LATEST = "latest"
@@ -98,9 +98,11 @@ class Checkpoints:
     needed_steps: Collection[int] = ()
     """Of these steps checkpoints stay, too, for the end of the run needs them (averaging)."""
     team: Team = ALONE
+    drift_steps: int = 0
+    """Trouble may be so many steps old when it is seen. What is kept reaches back beyond them."""
 
     def save(self, progress: Progress, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint whole, point `latest` at it, then remove what is older than the newest `keep` and no milestone.
+        """Write a checkpoint whole, point `latest` at it, then remove those that are `outlived`.
 
         One that is saved while trouble keeps the weights as they are is one more, and only the newest such stays: it
         pushes out none from before the trouble, which a roll-back may need.
@@ -139,6 +141,14 @@ class Checkpoints:
         _fill(model, optimizer, state)
         return progress
 
+    def check_identity(self) -> None:
+        """Raise RecipeError where the checkpoint to go on from is of another run. For one rank: nothing is changed, and of the
+        checkpoint only what it is made of is read."""
+        checkpoints = self._not_newer_than(self._latest())
+        if checkpoints:
+            state = _state_as_told(checkpoints[0], checkpoints)
+            self.identity.check(state["identity"], state["free"], checkpoints[0])
+
     def steps(self) -> list[int]:
         """Of what steps there are checkpoints, oldest first."""
         return [_step_of(path) for path in reversed(_newest_first(self.folder))]
@@ -150,26 +160,29 @@ class Checkpoints:
     def _checked(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any] | None:
         """The name of the checkpoint to go on from, and the progress it tells, once all that it holds is as it was written."""
         latest = self._latest()
-        all_of_them = _newest_first(self.folder)
-        checkpoints = [path for path in all_of_them if latest is None or path.name <= latest]
+        checkpoints = self._not_newer_than(latest)
         if not checkpoints:
             return None
         newest = checkpoints[0]
         state = _read_state(newest, checkpoints)
         try:
             progress = Progress(state["step"], float(state["seconds"]), list(state.get("events", [])))
-            facts, free = dict(state["identity"]), dict(state.get("free", {}))
         except (KeyError, TypeError, ValueError) as error:
             raise _unreadable(newest, error, checkpoints) from error
-        changed = self.identity.check(facts, free, newest)
+        changed = self.identity.check(state["identity"], state["free"], newest)
         if changed:
             progress.events.append({"event": "changed", "step": progress.step, "values": changed})
         if latest not in (None, newest.name):
             progress.events.append({"event": "went back", "step": progress.step, "from": latest})
-        remove_at_once(set(all_of_them) - set(checkpoints))  # never made the latest: their steps are done again
+        never_latest = set(_newest_first(self.folder)) - set(checkpoints)
+        remove_at_once(never_latest)  # their steps are done again
         if state.get("format", 1) == 1:
             _to_second_format(newest, state, shapes)
         return {"name": newest.name, **vars(progress)}
+
+    def _not_newer_than(self, latest: str | None) -> list[Path]:
+        """The checkpoints up to that of this name, or all, newest first: those that there are to go on from."""
+        return [path for path in _newest_first(self.folder) if latest is None or path.name <= latest]
 
     def _latest(self) -> str | None:
         """The name in `latest`; None where there is no such file, as in the first format and before the first checkpoint."""
@@ -185,18 +198,27 @@ class Checkpoints:
         return name
 
     def outlived(self, progress: Progress) -> list[Path]:
-        """Which checkpoints are needed no more where that of `progress` is the latest."""
+        """Which checkpoints are needed no more where that of `progress` is the latest.
+
+        Those that stay are the newest `keep`, the newest from before any drift that may yet be seen, and the oldest of the others, which
+        will be such a one in time: however close together they are saved, two more than `keep` reach back far enough.
+        """
         every = self.milestone_every_steps
+        there = [path for path in _newest_first(self.folder) if _step_of(path) <= progress.step]
         passing = [
             path
-            for path in _newest_first(self.folder)
-            if _step_of(path) <= progress.step
-            and not (every and _step_of(path) % every == 0)
+            for path in there
+            if not (every and _step_of(path) and _step_of(path) % every == 0)
             and _step_of(path) not in self.needed_steps
         ]
         since = unchanged_since(progress.events, progress.step)
         troubled = [path for path in passing if since is not None and _step_of(path) >= since]
-        return troubled[1:] + passing[len(troubled) :][self.keep :]
+        older = passing[len(troubled) :][self.keep :]
+        drift = earliest_drift(progress.events, progress.step, self.drift_steps)
+        before_drift = [path for path in there if _step_of(path) < drift]
+        to_come = [path for path in older if _step_of(path) >= drift]
+        stay = {*before_drift[:1], *to_come[-1:]}
+        return troubled[1:] + [path for path in older if path not in stay]
 
 
 def read_weights(checkpoint: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -269,8 +291,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _read_state(checkpoint: Path, checkpoints: list[Path]) -> dict[str, Any]:
-    """state.json, once every file beside it is found to be what it says. Raises Failure naming the checkpoint to go back to."""
+def _state_as_told(checkpoint: Path, checkpoints: list[Path]) -> dict[str, Any]:
+    """state.json, with nothing beside it looked at. Raises Failure naming the checkpoint to go back to where it is none."""
     try:
         state = json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
         if state.get("format", 1) not in (1, FORMAT):
@@ -279,6 +301,15 @@ def _read_state(checkpoint: Path, checkpoints: list[Path]) -> dict[str, Any]:
             )
         if checkpoint.name != name_of(state["step"]):
             raise ValueError(f"it says that it is of step {state['step']}")
+        return {**state, "identity": dict(state["identity"]), "free": dict(state.get("free", {}))}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(checkpoint, error, checkpoints) from error
+
+
+def _read_state(checkpoint: Path, checkpoints: list[Path]) -> dict[str, Any]:
+    """state.json, once every file beside it is found to be what it says. Raises Failure naming the checkpoint to go back to."""
+    state = _state_as_told(checkpoint, checkpoints)
+    try:
         there = {path.name for path in checkpoint.iterdir()} - {_STATE}
         if there ^ state["sha256"].keys():
             raise ValueError(f"{min(there ^ state['sha256'].keys())} is missing or not its own")

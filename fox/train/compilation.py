@@ -34,6 +34,12 @@ def compile_blocks(model: Transformer) -> None:
         block.compile(dynamic=False)
 
 
+def load_compiler() -> None:
+    """Import what compiling takes: hundreds of megabytes, which are no tensor's."""
+    _keep_code()
+    import torch._inductor.compile_fx  # noqa: F401
+
+
 def _keep_code() -> None:
     """Keep compiled code between runs and restarts of the machine: torch's own place for it is in the folder of temporary files.
 

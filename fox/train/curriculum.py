@@ -32,6 +32,9 @@ from step n of the run on (counted from 1, as in metrics.jsonl) its stage has th
 _PERIOD_ROWS = 1000
 """Lanes are interleaved so many rows at a time; in stages of more than a million rows, a thousandth of the stage."""
 
+_MOST_MISSED = 0.005
+"""Of a stage's tokens: a share that is missed by more than this is told."""
+
 
 @dataclass(frozen=True, order=True)
 class Lane:
@@ -205,6 +208,24 @@ def curriculum(recipe: Recipe, stages: Mapping[str, Stage], train_tokens: Mappin
                 raise _too_small(order, lane, share)
         orders.append(order)
     return orders
+
+
+def mixture_warnings(recipe: Recipe, orders: Iterable[StageOrder]) -> list[str]:
+    """What to say of stages that have too few rows for their mixture. Where it follows the loss, it is only where that begins."""
+    warnings = []
+    for order in orders:
+        if order.stage.mix_follows is not None:
+            continue
+        mix, given = order.stage.mix, order.tokens_given(order.steps)
+        for key, weight in mix.items():
+            asked = weight / sum(mix.values())
+            share = sum(given[source] for source in recipe.sources_of(key, mix)) / sum(given.values())
+            if abs(share - asked) > _MOST_MISSED:
+                warnings.append(
+                    f"{order.recipe_key}.mix: {key} gets {100 * share:.1f} % of the tokens, and not {100 * asked:.1f} %: the stage has "
+                    f"{order.num_rows} rows of {order.stage.row_length} tokens to share out. More tokens, or a shorter longest chunk, come nearer."
+                )
+    return warnings
 
 
 def told(rows: Iterable[Row], row_length: int) -> dict[str, dict[str, float]]:

@@ -44,7 +44,16 @@ from fox.train.packing import Packing
 from fox.train.schedule import learning_rate_fraction
 from fox.train.stop import StopSignals
 from fox.train.team import ALONE, Team
-from fox.train.trouble import Verdict, Watch, newest_rows, passed_over, roll_back_event, skip_event, undone_by
+from fox.train.trouble import (
+    Verdict,
+    Watch,
+    looks_back,
+    newest_rows,
+    passed_over,
+    roll_back_event,
+    skip_event,
+    undone_by,
+)
 
 AfterStage = Callable[[str, Transformer], None]
 """Called once a stage has ended, with its name and the model as it is then. Whatever it does must survive being done twice."""
@@ -129,6 +138,7 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
         job.train.milestone_every_steps,
         job.needed_steps,
         team,
+        looks_back(job.train),
     )
     peak = peak_flops(precision, team)
     course = _go_on(job, checkpoints, training, optimizer, peak)
@@ -138,6 +148,9 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
         free = {key: job.identity.free.get(key) for key in ("ranks", "threads")}
         _record(job, progress, {"event": "went on", "step": progress.step, **free})
     with StopSignals(patient=team.size > 1) as stop:
+        if job.train.roll_backs and not team.from_leader(checkpoints.steps):
+            # Of the first weights, drawn or given: trouble before the next checkpoint goes back to these.
+            checkpoints.save(progress, training.transformer, optimizer)
         if progress.step:
             meter.start = meter.done = steps[progress.step - 1].tokens_seen
             if steps[progress.step - 1].ends_stage:  # killed between its checkpoint and the end of what follows it
@@ -299,7 +312,8 @@ def _go_on(
         progress.seconds = seconds
     metrics = Metrics(job.folder / "metrics.jsonl", progress.step) if team.leads else None
     seen = team.from_leader(lambda: newest_rows(metrics.lines(), job.train) if metrics else [])
-    watch = Watch(job.train, job.schedule.warmup_tokens, seen)
+    vocab_size = training.transformer.config.vocab_size
+    watch = Watch(job.train, job.schedule.warmup_tokens, vocab_size, seen)
     gauges = Gauges(training.transformer, peak, job.packing.shards, metrics.rows()) if metrics else None
     mixed = team.from_leader(lambda: metrics.newest(rows_needed(job.orders)) if metrics else [])
     mixtures = Mixtures(job.orders, progress.events, mixed, job.most_tokens, job.packing.lanes)
@@ -312,7 +326,7 @@ def _changes(progress: Progress) -> str:
     if not here:
         return ""
     values = here[-1]["values"]
-    told = ", ".join(f"{key} = {now!r} (was {was!r})" for key, (was, now) in values.items())
+    told = ", ".join(f"{key} = {now!r} (was {was!r})" for key, (was, now) in sorted(values.items()))
     if all(key.startswith("train.") for key in values):
         return f"going on with {told}"
     return f"going on with {told}: the same training, but for the last digits of its losses"

@@ -15,6 +15,7 @@ import torch
 
 import fox
 from fox.errors import UserError
+from fox.memory import free_memory_bytes
 
 
 def device() -> torch.device:
@@ -88,27 +89,19 @@ def matrix_peak_flops(where: torch.device, in_bf16: bool) -> float:
     return 2 * size**3 / best
 
 
-def free_memory_bytes() -> int | None:
-    """The memory that this process may still take before others must give theirs up; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return None
-    allowed = _left_in_container(Path("/sys/fs/cgroup"))
-    return free if allowed is None else min(free, allowed)
+def free_bytes_of_rank() -> int | None:
+    """The memory that this process may take for its steps: of its GPU, or its share of what is free for all that torchrun started on
+    this machine. None where the system does not tell."""
+    where = device()
+    if where.type == "cuda":
+        return torch.cuda.mem_get_info(where)[0]
+    free = free_memory_bytes()
+    return None if free is None else free // ranks_here()
 
 
-def _left_in_container(group: Path) -> int | None:
-    """What a container's limit leaves; None where there is none. What is only kept of files that were read counts as free: the
-    kernel gives it up when it is asked to."""
-    try:
-        limit, taken = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        kept_of_files = int(stat["inactive_file"]) + int(stat.get("slab_reclaimable", 0))
-    except (OSError, ValueError, KeyError):  # no such file, or "max"
-        return None
-    return max(0, limit - taken + kept_of_files)
+def ranks_here() -> int:
+    """How many processes of this run are on this machine, as torchrun says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def peak_memory_bytes() -> int:

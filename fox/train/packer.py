@@ -32,6 +32,8 @@ from fox.train.lane_writer import LaneWriter
 from fox.train.pieces import Packed, Task, pack
 from fox.train.stock import Group, Stock
 
+_EPOCH_DIGITS = 4
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -78,7 +80,21 @@ def make_lanes(
                         writer.needed = most_chunks(order, writer.lane)
                     _fill(mine, stock, most, pool, meter)
             lanes += [writer.close() for writer in writers]
-    return lanes, {source: round(seen, 4) for source, seen in epochs.items() if seen}
+    return lanes, {source: round(seen, _EPOCH_DIGITS) for source, seen in epochs.items() if seen}
+
+
+def check_limit(
+    epochs: Mapping[str, float], orders: Sequence[StageOrder], stocks: Mapping[str, Stock], limit: Limit
+) -> None:
+    """Raise UserError where a source is seen more often than `limit` by the end of `orders`; `epochs` says how often each is, as
+    `make_lanes` gave it."""
+    for source, seen in epochs.items():
+        shard = stocks[source].shard
+        if seen > round(stocks[source].documents_within(limit.epochs) / len(shard), _EPOCH_DIGITS):
+            most = limit.epochs * len(shard.tokens)
+            users = [order for order in orders if any(lane.source == source for lane in order.lanes)]
+            met = next((order for at, order in enumerate(users) if room_of(source, users[: at + 1]) > most), users[-1])
+            raise seen_too_often(source, orders, len(shard.tokens), limit, met)
 
 
 def most_chunks(order: StageOrder, lane: Lane) -> int:

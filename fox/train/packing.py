@@ -30,7 +30,7 @@ from fox.train.best_fit import Numbers
 from fox.train.curriculum import Chunk, Event, Lane, StageOrder
 from fox.train.lane_writer import ARRAYS, array_path
 from fox.train.packed_lane import PackedLane, part_of
-from fox.train.packer import Limit, make_lanes, may_cut, most_chunks, room_of, seen_too_often
+from fox.train.packer import Limit, check_limit, make_lanes, may_cut, most_chunks, room_of, seen_too_often
 from fox.train.shuffle import key_of
 from fox.train.stock import Stock, from_rows, to_rows
 
@@ -80,7 +80,9 @@ class Packing:
         while not self.has(stage):
             folder, made_of = self._next(went)
             with _one_at_a_time(folder):
-                if not _is_of(folder, made_of):
+                if _is_of(folder, made_of):
+                    self._check_limit(folder)  # which may be another than it was then
+                else:
                     self._make(folder, made_of, went, meter or Meter("pack", None, "tokens"))
             self._open(folder)
 
@@ -113,6 +115,12 @@ class Packing:
             if leg[-1].stage.mix_follows:
                 manifest["left"] = {name: _save_left(partial, stock) for name, stock in stocks.items()}
             write_json(partial / "manifest.json", {**manifest, "sha256_of_lanes": _seal(manifest)})
+
+    def _check_limit(self, folder: Path) -> None:
+        """Raise UserError where the stages of a leg that is packed, and those before it, take more of a source than may be seen."""
+        stages = [order for leg in self._legs[: len(self._opened) + 1] for order in leg]
+        stocks = {name: Stock(name, shard, self._orders[0].seed) for name, shard in self.shards.items()}
+        check_limit(_manifest(folder)["epochs"], stages, stocks, self._limit)
 
     def _check_first(self, folder: Path) -> None:
         """Raise where the run could not be packed to its end, or went otherwise so far."""

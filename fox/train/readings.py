@@ -72,9 +72,8 @@ def times_seen(pieces: Pieces, tokens: int) -> list[float]:
     return [round(share, 4) for share in np.trim_zeros(shares, "b").tolist()]
 
 
-def astray(facts: Sequence[Mapping[str, Any]], orders: Sequence[StageOrder]) -> list[str]:
-    """Of each stage whose chunks have so much padding that its sources' shares of the real tokens are not those of its mixture, a
-    line that says so."""
+def padding_warnings(facts: Sequence[Mapping[str, Any]], orders: Sequence[StageOrder]) -> list[str]:
+    """What to say of stages whose chunks have so much padding that the sources' shares of the real tokens are not those of the mixture."""
     lines = []
     for order in orders:
         room: dict[str, float] = {}

@@ -73,6 +73,8 @@ class StepCost:
     """By how much another row makes `pass_bytes` more."""
     timed_rows: int
     """How many rows were timed; fewer than the pass has where these would have taken too long."""
+    fixed_bytes: int
+    """What the process holds beside tensors where blocks are compiled, however large the model: it is nearly all of it the compiler's."""
 
     def tokens_per_second(self, passes: int, batch_tokens: int) -> float:
         """Of steps of `passes` passes, over `batch_tokens` tokens."""
@@ -81,7 +83,7 @@ class StepCost:
     def peak_bytes(self, passes: int) -> int:
         """Of what the tensors take. From the second pass on, a step holds the gradients of the first beside all else."""
         kept = self.state_bytes + (self.gradient_bytes if passes > 1 else 0)
-        return int(self.slack * (kept + max(self.pass_bytes, self.gradient_bytes)))
+        return int(self.slack * (kept + max(self.pass_bytes, self.gradient_bytes))) + self.fixed_bytes
 
 
 def time_step(
@@ -118,7 +120,8 @@ def time_step(
             break
         of_one, of_two = of_one.best(one.timed(shape, rows)), of_two.best(two.timed(shape, rows))
     held = 2 * (one.weight_bytes + two.weight_bytes) + of_two.bytes  # weights, gradients, a pass
-    slack = min(_MOST_SLACK, max(1.0, (_peak_bytes() - before) / held))
+    beyond = max(0, _peak_bytes() - before - held)
+    slack = 1.0 if compiled else min(_MOST_SLACK, 1.0 + beyond / held)
     block = of_two.less(of_one)
     rest = of_one.less(block)
     optimizer_one, optimizer_two = one.optimizer_seconds(), two.optimizer_seconds()
@@ -139,7 +142,13 @@ def time_step(
         slack=slack,
         row_bytes=int(blocks * block.bytes / rows),
         timed_rows=rows,
+        fixed_bytes=int(beyond) if compiled else 0,
     )
+
+
+def least_pass_seconds(model: Model, vocab_size: int, shape: Shape) -> float:
+    """Of a pass through one block and the head here, at the speed of a matrix product."""
+    return shape.rows * _row_flops(model, vocab_size, shape) / _flops_per_second()
 
 
 def _row_flops(model: Model, vocab_size: int, shape: Shape) -> float:

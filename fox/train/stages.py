@@ -17,15 +17,15 @@ from fox.recipe import Recipe
 from fox.recipe.schema import MAY_CHANGE, Tune
 from fox.recipe.stage import Stage
 from fox.train.averaging import averaged_steps
-from fox.train.checkpoint import Identity
+from fox.train.checkpoint import Checkpoints, Identity
 from fox.train.curriculum import StageOrder, curriculum
 from fox.train.events import read_events
 from fox.train.loop import AfterStage, Job, OnRow, Outcome, nobody, train
 from fox.train.machine import device, losses_depend_on, product_type, resolve_precision
 from fox.train.packer import Limit
 from fox.train.packing import Packing, open_packing, packing
-from fox.train.readings import astray, readings
-from fox.train.team import ALONE, Team
+from fox.train.readings import readings
+from fox.train.team import ALONE, Team, current_team
 
 _INDEX = "packing"
 
@@ -83,16 +83,12 @@ def pack(
 ) -> tuple[list[StageOrder], Packing]:
     """The order of all rows, and which documents are in them: worked out once, kept in `folder`, the same for all ranks.
 
-    `meter` counts tokens, and tells where padding leads a mixture astray. Raises UserError where a source would be seen too often.
+    `meter` counts tokens. Raises UserError where a source would be seen too often.
     """
     orders = curriculum(recipe, stages, {name: len(shard.tokens) for name, shard in shards.items()})
     limit = _limit(recipe, stages)
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    index = packing(folder / _INDEX, orders, shards, limit, meter, workers)
-    if meter:
-        for line in astray(index.facts, orders):
-            meter.tell(line)
-    return orders, index
+    return orders, packing(folder / _INDEX, orders, shards, limit, meter, workers)
 
 
 def what_was_read(
@@ -105,9 +101,34 @@ def what_was_read(
     return readings(index, [order.after(events) for order in orders])
 
 
+def check_same_run(recipe: Recipe, stages: Mapping[str, Stage], folder: Path, made_of: dict[str, Any]) -> None:
+    """Raise RecipeError where `folder` has a checkpoint of another training than this. It changes nothing: for before anything is.
+
+    For the leader of a team.
+    """
+    identity = _identity(recipe, stages, made_of, current_team())
+    Checkpoints(folder / "checkpoints", identity, recipe.train.keep_checkpoints).check_identity()
+
+
 def _limit(recipe: Recipe, stages: Mapping[str, Stage]) -> Limit:
     key = "max_tune_epochs" if any(isinstance(stage, Tune) for stage in stages.values()) else "max_epochs"
     return Limit(f"train.{key}", getattr(recipe.train, key))
+
+
+def _identity(recipe: Recipe, stages: Mapping[str, Stage], made_of: dict[str, Any], team: Team) -> Identity:
+    precision = resolve_precision(recipe.train.precision)
+    head_dim = recipe.model.head_dim or recipe.model.hidden_size // recipe.model.num_attention_heads
+    rounding = {
+        **losses_depend_on(),
+        "ranks": team.size,
+        "attention": "fox" if can_attend(device(), product_type(precision), head_dim) else "torch",
+        **{
+            "tune.rows" if isinstance(stage, Tune) else f"stage.{name}.rows": stage.rows
+            for name, stage in stages.items()
+        },
+    }
+    may_change = {f"train.{key}": getattr(recipe.train, key) for key in MAY_CHANGE}
+    return Identity({**made_of, "train.precision": precision}, {**may_change, **rounding})
 
 
 def _job(
@@ -122,16 +143,6 @@ def _job(
 ) -> Job:
     tuning = recipe.tune if learn_marked_only else None
     orders, packed = pack(recipe, stages, shards, folder)
-    precision = resolve_precision(recipe.train.precision)
-    head_dim = recipe.model.head_dim or recipe.model.hidden_size // recipe.model.num_attention_heads
-    rounding = {
-        **losses_depend_on(),
-        "ranks": team.size,
-        "attention": "fox" if can_attend(device(), product_type(precision), head_dim) else "torch",
-        **{"tune.rows" if learn_marked_only else f"stage.{name}.rows": stage.rows for name, stage in stages.items()},
-    }
-    may_change = {f"train.{key}": getattr(recipe.train, key) for key in MAY_CHANGE}
-    identity = Identity({**made_of, "train.precision": precision}, {**may_change, **rounding})
     return Job(
         folder=folder,
         orders=orders,
@@ -139,11 +150,11 @@ def _job(
         optimizer=tuning.optimizer if tuning else recipe.optimizer,
         schedule=tuning.schedule if tuning else recipe.schedule,
         train=recipe.train,
-        identity=identity,
+        identity=_identity(recipe, stages, made_of, team),
         learn_marked_only=learn_marked_only,
         most_tokens={name: _limit(recipe, stages).epochs * len(shard.tokens) for name, shard in shards.items()},
         team=team,
         seed=recipe.seed,
-        needed_steps=[] if tuning else averaged_steps(stages.values(), recipe.train),
+        needed_steps=[] if tuning else averaged_steps(stages.values(), recipe.schedule, recipe.train),
         on_row=on_row,
     )

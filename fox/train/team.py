@@ -67,6 +67,11 @@ class Team:
         """What `make` gives on the leader (JSON), on every rank. Raises Ended on the others where it fails."""
         return make()
 
+    def to_leader(self, value: Any) -> list[Any]:
+        """What each rank has given (JSON), in their order, on the leader; nothing on the others, which do not wait for it. Raises Ended
+        on the leader where one of them fails first."""
+        return [value]
+
     def wait(self) -> None:
         """Until every rank is here."""
 
@@ -113,10 +118,16 @@ class ManyRanks(Team):
             made = make()
             self._store.set(key, json.dumps(made))
             return made
-        while not self._store.check([key]):
-            self._raise_if_ended()
-            time.sleep(_POLL_S)
-        return json.loads(self._store.get(key))
+        return self._heard(key)
+
+    def to_leader(self, value: Any) -> list[Any]:
+        self._said += 1
+        key = f"fox/said/{self._said}"
+        said = json.dumps(value)
+        if not self.leads:
+            self._store.set(f"{key}/{self.rank}", said)
+            return []
+        return [json.loads(said), *(self._heard(f"{key}/{rank}") for rank in range(1, self.size))]
 
     def wait(self) -> None:
         dist.barrier()
@@ -128,6 +139,13 @@ class ManyRanks(Team):
 
     def leave(self) -> None:
         dist.destroy_process_group()
+
+    def _heard(self, key: str) -> Any:
+        """What another rank says under `key`, once it does."""
+        while not self._store.check([key]):
+            self._raise_if_ended()
+            time.sleep(_POLL_S)
+        return json.loads(self._store.get(key))
 
     def _raise_if_ended(self) -> None:
         if self._store.check([_TOLD]):

@@ -5,6 +5,9 @@ weight changes, and its data are passed over. OLMo 2 does so (arXiv 2501.00656; 
 128 steps and 6 deviations, which are ours, too). Here only rises count, a skipped step does not widen the band for the next,
 and norms are compared by their logarithm, for theirs is the longer tail.
 
+A band needs steps of its own stage after the warm-up, for another stage has other data. Until there are some, only what no change of
+data explains is skipped: a loss far above that of guessing, a norm a thousand times the usual.
+
 Where too many steps in a row are skipped, or the loss as a whole has left its band, the weights are taken to be spoilt: the run
 rolls back to a checkpoint from before, and passes over the data from there to here. That is PaLM's remedy (Chowdhery et al.,
 arXiv 2204.02311, section 5.1), which found that the same data did no harm to other weights.
@@ -26,7 +29,20 @@ from fox.recipe.schema import Train
 
 WINDOW = 128
 FEWEST = 32
-"""A band of the last 128 good steps of the stage, and none before there are so many."""
+"""A band of the last 128 good steps of the stage, and of 32 at least."""
+
+_FEW = 8
+_WIDER = 4
+"""Of 8 to 31 steps, one that is four times as wide: the deviation of so few values may be far too small."""
+
+_BEYOND_REASON = 0.5
+"""Before that, times `train.spike_deviations` it bounds two things. The loss, in units of ln(vocabulary), which is the loss of a model
+that gives every token the same chance: by default, three times that. And the norm, as a power of ten times the usual one: a thousand.
+
+The last stage's losses are no measure of the next one's: other data may well double them, and a false alarm that goes on for some steps
+ends the run. But to lose three times as much as by guessing, a model must give what comes a chance below 1 / vocabulary**3. Tokens that
+no stage has had yet, and that training has pushed down, do not stand there: of a vocabulary of 49,152 that would be 1e-14. Nor is the
+spread of the norms before one, for they fall tenfold in warm-up; a thousand times their median is more than other data make of it."""
 
 _BLOCKS = 4
 """A drift is judged by the best of so many windows before it: its own first steps are in the newest one, and widen that."""
@@ -60,10 +76,12 @@ class Verdict:
 class Watch:
     """Judges each step by those before it. `rows` are those before it of metrics.jsonl, or the `newest_rows` of them."""
 
-    def __init__(self, rules: Train, warmup_tokens: int, rows: Iterable[Row] = ()) -> None:
-        self._rules, self._warmup_tokens = rules, warmup_tokens
+    def __init__(self, rules: Train, warmup_tokens: int, vocab_size: int, rows: Iterable[Row] = ()) -> None:
+        self._rules, self._warmup_tokens, self._vocab_size = rules, warmup_tokens, vocab_size
         self._stage: str | None = None
         self._good: deque[tuple[int, float, float]] = deque(maxlen=_steps_known(rules))
+        self._norms: deque[float] = deque(maxlen=WINDOW)
+        """Logarithms of the newest good steps' norms, of warm-up and of other stages, too."""
         self._skipped: list[Row] = []
         for row in rows:
             self._remember(row)
@@ -101,11 +119,16 @@ class Watch:
             self._skipped.append(row)
             return
         # One that stood alone did no harm to the weights, and may be of a rare kind of data: it widens the band for the next.
-        alone = self._skipped if len(self._skipped) == 1 and _tells_of(self._skipped[0], row["stage"]) else []
-        # While the rate still rises, so may the loss, as in models that had come to rest (arXiv 2308.04014).
-        if "passed_over" not in row and row["tokens"] > self._warmup_tokens:
-            self._good.extend((seen["step"], seen["loss"], _log(seen["gradient_norm"])) for seen in (*alone, row))
+        # But of a few steps, whose band is wide as it is, it would make one that nothing leaves.
+        is_rare = len(self._skipped) == 1 and len(self._good) >= FEWEST and _tells_of(self._skipped[0], row["stage"])
+        alone = self._skipped if is_rare else []
         self._skipped = []
+        if "passed_over" in row:
+            return
+        self._norms.append(_log(row["gradient_norm"]))
+        # While the rate still rises, so may the loss, as in models that had come to rest (arXiv 2308.04014).
+        if row["tokens"] > self._warmup_tokens:
+            self._good.extend((seen["step"], seen["loss"], _log(seen["gradient_norm"])) for seen in (*alone, row))
 
     def _spike(self, loss: float, norm: float) -> str:
         """What is wrong with a step by itself, or nothing."""
@@ -113,15 +136,26 @@ class Watch:
             if not math.isfinite(value):
                 return f"the {name} is no longer finite"
         newest = list(self._good)[-WINDOW:]
-        if len(newest) < FEWEST:
-            return ""
-        limit = self._rules.spike_deviations
+        if len(newest) < _FEW:
+            return self._beyond_reason(loss, norm)
+        limit = self._rules.spike_deviations * (1 if len(newest) >= FEWEST else _WIDER)
         far, usual = _above(loss, [loss for _, loss, _ in newest], _LEAST_OF_LOSS, relative=True)
         if far > limit:
             return f"the loss {loss:.4g} is {far:.1f} deviations above the usual {usual:.4g}"
         far, usual = _above(_log(norm), [norm for _, _, norm in newest], _LEAST_OF_NORM)
         if far > limit:
             return f"the gradient norm {norm:.4g} is {far:.1f} deviations above the usual {math.exp(usual):.4g}"
+        return ""
+
+    def _beyond_reason(self, loss: float, norm: float) -> str:
+        """What is wrong with a step that no band tells of: in warm-up, and where a stage begins."""
+        times = self._rules.spike_deviations * _BEYOND_REASON
+        if loss > times * math.log(self._vocab_size):
+            guessing = f"{times:g} times that of guessing among {self._vocab_size:,} tokens"
+            return f"the loss {loss:.4g} is more than {guessing}"
+        usual = _median(self._norms) if len(self._norms) >= _FEW else math.inf
+        if _log(norm) > usual + times * math.log(10):
+            return f"the gradient norm {norm:.4g} is more than 10^{times:g} times the usual {math.exp(usual):.4g}"
         return ""
 
     def _drift(self) -> Verdict | None:
@@ -142,12 +176,15 @@ class Watch:
 
 
 def newest_rows(lines: Sequence[bytes | str], rules: Train) -> list[dict[str, Any]]:
-    """Of the lines of metrics.jsonl, as many as make up all that a watch knows, and of their keys those that it reads."""
+    """Of the lines of metrics.jsonl, as many as make up all that a watch knows, and of their keys those that it reads.
+
+    A step that was skipped counts or not by whether there was a band then, so there is one before all that is known.
+    """
     rows: list[dict[str, Any]] = []
     good = 0
     for line in reversed(lines):
         row = json.loads(line)
-        if good == _steps_known(rules) or (good and row["stage"] != rows[-1]["stage"]):
+        if good == FEWEST + _steps_known(rules):
             break
         rows.append({key: row[key] for key in _READ if key in row})
         good += "loss" in row and "skipped" not in row
@@ -199,6 +236,22 @@ def unchanged_since(events: Sequence[Event], step: int) -> int | None:
     while first > 0 and (first in skipped or passed_over(events, first)):
         first -= 1
     return first + 1 if first < step else None
+
+
+def looks_back(rules: Train) -> int:
+    """How many steps old trouble may be that is rolled back from; 0 where nothing is."""
+    return rules.drift_steps if rules.roll_backs else 0
+
+
+def earliest_drift(events: Sequence[Event], step: int, drift_steps: int) -> int:
+    """The first of the last `drift_steps` steps up to `step` that changed weights, counted from 1: no drift that is yet to be seen began
+    before it. 0 where there are fewer."""
+    skipped = {event["step"] for event in events if event["event"] == "skip"}
+    first = step + 1
+    while drift_steps and first > 0:
+        first -= 1
+        drift_steps -= not (first in skipped or passed_over(events, first))
+    return first
 
 
 def undone_by(recorded: Iterable[Event], known: Sequence[Event], step: int) -> Event | None:

@@ -30,7 +30,8 @@ def test_a_run_leaves_models_scores_and_a_report(finished: Path) -> None:
     assert all(0 < bits < 8 for scores in results["bits_per_byte"].values() for bits in scores.values())
     losses = [json.loads(line)["loss"] for line in (run / "pretrain/metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] - 0.5
-    assert len(list((run / "pretrain/checkpoints").glob("step-*"))) == 2
+    kept = sorted(path.name for path in (run / "pretrain/checkpoints").glob("step-*"))
+    assert kept == ["step-00000000", "step-00000015", "step-00000018"]
 
 
 def test_a_model_answers_one_message_and_piped_lines(finished: Path) -> None:
@@ -135,16 +136,18 @@ def test_a_changed_tokenizer_of_ones_own_is_noticed(finished: Path, world: Path)
     assert "done before" in fox(world, *words)[1]
 
 
-def test_an_output_is_hashed_again_only_where_its_size_or_time_is_another(copied: Path) -> None:
-    path, manifest = copied / "runs/micro/data/chats.train.ds", copied / "runs/micro/manifests/data.json"
+def test_an_output_is_hashed_again_where_its_size_or_time_is_another_or_something_is_trained(untuned: Path) -> None:
+    path, manifest = untuned / "runs/micro/data/chats.train.ds", untuned / "runs/micro/manifests/data.json"
     content, stat = path.read_bytes(), path.stat()
     path.write_bytes(bytes(len(content)))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    fox(copied, "data", "micro.toml")  # nobody looked
+    fox(untuned, "data", "micro.toml")  # nobody looked
+    assert "chats.train.ds: has changed since" in fox(untuned, "tune", "micro.toml", expect=1)[1]
+    assert not (untuned / "runs/micro/tune/metrics.jsonl").exists()
     os.utime(path, ns=(1, 1))
-    assert "has changed since" in fox(copied, "data", "micro.toml", expect=1)[1]
+    assert "has changed since" in fox(untuned, "data", "micro.toml", expect=1)[1]
     path.write_bytes(content)
-    fox(copied, "data", "micro.toml")
+    fox(untuned, "data", "micro.toml")
     stamp = json.loads(manifest.read_text())["stamps"]["data/chats.train.ds"]
     assert stamp == {"bytes": len(content), "mtime_ns": path.stat().st_mtime_ns}, "it would be hashed at each command"
 

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -113,6 +114,50 @@ def test_two_ranks_train_as_one_process_does(untrained: Path, calm: Path) -> Non
 
 
 @pytest.mark.slow
+def test_ranks_that_were_given_another_recipe_are_told_so_on_every_machine(world: Path) -> None:
+    """Started by hand, as on two machines: each has a user of its own to tell."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    others: list[list[str]] = [
+        [],
+        [
+            "-o",
+            "optimizer.peak_learning_rate=0.5",
+            "-o",
+            "stage.longer.mix.text=0.9",
+            "-o",
+            "stage.longer.mix.chat=0.1",
+        ],
+    ]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "fox", "pretrain", "micro.toml", *words],
+            cwd=world,
+            env={**ENVIRONMENT, "WORLD_SIZE": "2", "RANK": str(rank), "MASTER_ADDR": "localhost", "MASTER_PORT": port},
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        for rank, words in enumerate(others)
+    ]
+    try:
+        for process in processes:
+            _, said = process.communicate(timeout=100)
+            assert process.returncode == 2 and "Traceback" not in said, said
+            rate, text, chat = [line for line in said.splitlines() if line.startswith("error: ")]
+            assert "optimizer.peak_learning_rate = 0.01: is that of rank 0, and rank 1 on " in rate
+            assert "has 0.5. Start every process with the same command, the same recipe" in rate
+            assert "stage.longer.mix.text = 0.75: " in text and "has 0.9." in text
+            assert "stage.longer.mix.chat = 0.25: " in chat and "has 0.1." in chat
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert not (world / "runs").exists()
+
+
+@pytest.mark.slow
 def test_a_batch_that_does_not_divide_is_told_once_and_before_any_work(world: Path) -> None:
     said = torchrun(world, 4, *PRETRAIN, expect=1)
     assert said.count("error: stage.short.batch_tokens = 256: is no multiple of ranks x rows x chunk length") == 1
@@ -192,7 +237,7 @@ def test_a_disk_that_is_full_for_all_ranks_is_told_once(untrained: Path, calm: P
     said = torchrun(
         untrained, 2, *PRETRAIN, expect=1, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     )
-    assert said.count("failed: ") == 1 and "step-00000003" in said and "File too large" in said
+    assert said.count("failed: ") == 1 and "step-00000000" in said and "File too large" in said
     assert exit_code_left(untrained / RUN) == 1
     assert "Traceback" not in said.split("torch.distributed.elastic")[0].split("torch/distributed/elastic")[0]
     assert leftovers(untrained / RUN) == [] and not (untrained / RUN / "pretrain/checkpoints/latest").exists()

@@ -446,3 +446,6 @@ def test_the_hash_of_a_file_is_what_sha256sum_says(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", os.urandom(1_000_000))
     out = subprocess.run(["sha256sum", tmp_path / "file"], capture_output=True, text=True, check=True).stdout
     assert sha256_of(tmp_path / "file") == out.split()[0]
+    parts: list[int] = []
+    assert sha256_of(tmp_path / "file", parts.append) == out.split()[0]
+    assert sum(parts) == 1_000_000 and len(parts) > 1

@@ -13,7 +13,7 @@ import pytest
 from fox.errors import UserError
 from fox.plan import GPUS, describe, plan
 from fox.plan import memory as plan_memory
-from fox.plan.memory import block_activation_bytes_per_token, loss_chunk_rows
+from fox.plan.memory import block_activation_bytes_per_token, large_head_chunk_rows, loss_chunk_rows
 from fox.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -169,21 +169,39 @@ def test_on_a_gpu_and_in_long_rows_attention_keeps_no_weights(smallest: Recipe, 
     assert plan(long).stages[0].memory.activations == 2 * 4 * 2048 * per_token
 
 
-def test_logits_are_made_a_chunk_at_a_time(fox_1: Recipe) -> None:
-    memory = plan(fox_1).stages[0].memory
-    assert memory.logits == 65 * 256_000 * 12  # 2^24 / 256,000 = 65.5
-    assert memory.head_gradient == 256_000 * 2048 * 8
+def test_logits_are_made_a_chunk_at_a_time() -> None:
+    memory = plan(load_recipe(RECIPES / "fox-1-1.6b.toml", ["tokenizer.vocab_size=32000"]).recipe).stages[0].memory
+    assert memory.logits == 524 * 32_000 * 12  # 2^24 / 32,000 = 524.3
+    assert memory.head_gradient == 32_000 * 2048 * 8
+
+
+@pytest.mark.parametrize(("precision", "rows", "element_bytes"), [("bf16", 512, 2), ("float32", 256, 4)])
+def test_a_large_head_is_copied_a_block_at_a_time(precision: str, rows: int, element_bytes: int) -> None:
+    """2^28 bytes of logits are 524 rows of 256,000 in bfloat16; and 2^24 weights are 8,192 entries of 2,048."""
+    told = plan(load_recipe(RECIPES / "fox-1-1.6b.toml", [f"train.precision={precision}"]).recipe)
+    memory = told.stages[0].memory
+    assert memory.logits == rows * (256_000 * element_bytes + 8192 * 12)
+    assert memory.head_gradient == 256_000 * 2048 * 4 + 2**24 * 2 * element_bytes
+    assert memory.gathered == (2 * 1_140_983_808 if precision == "bf16" else 0), "all but the head"
+    assert f"of at most {rows} tokens at a time x 256,000" in " ".join(describe(told).split())
 
 
 def test_the_plan_counts_what_the_loss_and_the_attention_do() -> None:
+    import torch
+
     from fox.kernels import attention
-    from fox.model import loss
+    from fox.model import loss, loss_of_large_head
 
     assert (plan_memory.LOSS_CHUNK_ROWS, plan_memory.LOSS_CHUNK_LOGITS) == (loss._CHUNK_ROWS, loss._CHUNK_LOGITS)
+    assert plan_memory.LARGE_HEAD_WEIGHTS == loss._WHOLE_WEIGHTS
+    assert plan_memory.LARGE_HEAD_SCORE_BYTES == loss_of_large_head._SCORE_BYTES
     assert plan_memory.MOST_TOKENS_BY_PRODUCTS == attention._MOST_TOKENS_BY_PRODUCTS
     for vocab_size in (300, 16_384, 16_385, 256_000, 1 << 25):
         chunk = next(loss._chunks(10_000, vocab_size))
         assert chunk.stop - chunk.start == loss_chunk_rows(vocab_size)
+        for dtype in (torch.bfloat16, torch.float32):
+            rows = loss_of_large_head._chunk_rows(vocab_size, dtype)
+            assert rows == large_head_chunk_rows(vocab_size, dtype.itemsize)
 
 
 def test_fox_1_fits_80_gb_and_not_24(fox_1: Recipe) -> None:
@@ -215,9 +233,9 @@ def test_the_gpus_it_mends_with_do_fit(fox_1: Recipe) -> None:
 
 
 def test_where_no_one_change_is_enough_two_are_named(fox_1: Recipe) -> None:
-    """On one 40 GB GPU the state alone takes 27; more GPUs alone never make room for the activations of 8 rows."""
-    problem = plan(fox_1, gpus=1, gpu="a100-40gb").problems[0]
-    assert "--gpus 2 with -o stage.broad.rows=4; --gpus 2 and recompute activations" in problem.mend
+    """On one 32 GB GPU the state alone takes 27; more GPUs alone never make room for the activations of 8 rows."""
+    problem = plan(fox_1, gpus=1, gpu="rtx-5090").problems[0]
+    assert "--gpus 2 with -o stage.broad.rows=2; --gpus 2 and recompute activations" in problem.mend
 
 
 def test_a_batch_that_devices_cannot_share_is_a_problem_with_a_mend(smallest: Recipe, tmp_path: Path) -> None:

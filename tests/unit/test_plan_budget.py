@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from fox.plan.budget import (
     worth_of,
 )
 from fox.plan.describe_budget import describe_proposal
+from fox.plan.fits import PROCESS_BYTES, step_memory
+from fox.plan.room import Room
+from fox.plan.rows import FILLED_FRACTION
 from fox.plan.starter import starter_recipe
 from fox.recipe import Recipe, load_recipe
 from fox.recipe.write import toml_page
@@ -184,3 +188,40 @@ def test_in_bf16_alone_a_step_is_one_pass() -> None:
 def test_too_short_a_time_is_refused_with_one_that_would_do(budget: str) -> None:
     with pytest.raises(UserError, match=r"too short.*Give --budget \d+m or more"):
         proposed(budget)
+
+
+def needed(made: Proposal) -> int:
+    """Bytes of the fullest step of a proposed recipe, its rows as they are proposed."""
+    stages = [*made.recipe.stage.values(), *([made.recipe.tune] if made.recipe.tune else [])]
+    vocab_size = made.recipe.tokenizer.vocab_size
+    return PROCESS_BYTES + max(step_memory(made.recipe, stage, vocab_size, True).total for stage in stages)
+
+
+@pytest.mark.parametrize("free_gb", [4, 8])
+def test_what_memory_has_no_room_for_is_not_proposed_and_both_figures_are_told(free_gb: int) -> None:
+    base, seconds = load_recipe(RECIPES / "small-cpu.toml").recipe, seconds_of("3000d")
+    by_time = propose(base, seconds, speed_of, None)
+    made = propose(base, seconds, speed_of, None, Room(free_gb * 10**9))
+    assert needed(made) <= FILLED_FRACTION * free_gb * 1e9 < needed(by_time)
+    assert all(parameters < by_time.parameters for parameters, _, _ in made.alternatives)
+    (note,) = [note for note in made.notes if "By the time alone" in note]
+    (millions,) = re.findall(r"a model of ([\d,]+) M parameters", note)
+    assert int(millions.replace(",", "")) == pytest.approx(by_time.parameters / 1e6, rel=0.3)
+    assert f"and {FILLED_FRACTION * free_gb:.1f} GB may be filled" in note
+    enough = propose(base, seconds, speed_of, None, Room(10**12))
+    assert enough == by_time and not any("By the time alone" in note for note in enough.notes)
+
+
+def test_rows_are_as_many_as_fit_and_steps_stay_whole_passes() -> None:
+    base = load_recipe(RECIPES / "small-cpu.toml").recipe
+    by_time, made = (propose(base, 30 * 86_400, speed_of, None, Room(gb * 10**9)) for gb in (100, 5))
+    assert needed(made) <= FILLED_FRACTION * 5e9 < needed(by_time) and made.parameters == by_time.parameters
+    rows = [[stage.rows for stage in one.recipe.stage.values()] for one in (made, by_time)]
+    assert all(few <= many for few, many in zip(*rows, strict=True)) and rows[0] != rows[1]
+    assert plan(made.recipe).problems == ()
+
+
+@pytest.mark.parametrize(("start_from", "which"), [(None, "even the smallest model"), ("somebody/model", "the model")])
+def test_memory_that_has_room_for_none_is_told(start_from: str | None, which: str) -> None:
+    with pytest.raises(UserError, match=rf"a step of {which}.* takes .* GB .* and 0\.1 GB of memory may be filled"):
+        propose(small_cpu(model={"start_from": start_from}), 28_800, speed_of, None, Room(10**8))

@@ -47,11 +47,11 @@ def test_it_is_the_plain_loss_with_its_gradients(parts: Parts) -> None:
     assert max(apart(one, other) for one, other in zip(ours, plain, strict=True)) < 1e-5
 
 
-@pytest.mark.parametrize("lost", ["_places", "_blocks"])
+@pytest.mark.parametrize("lost", ["places_in", "vocabulary_blocks"])
 def test_the_comparison_notices_what_is_lost(parts: Parts, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
     sound = getattr(by_vocabulary, lost)
-    if lost == "_places":  # targets of the last block
-        damaged = lambda target_C, block: sound(target_C.where(target_C < 280, 0), block)  # noqa: E731
+    if lost == "places_in":  # targets of the last block
+        damaged = lambda block, target_C: sound(block, target_C.where(target_C < 280, 0))  # noqa: E731
     else:  # a block
         damaged = lambda weight_VD: list(sound(weight_VD))[:-1]  # noqa: E731
     monkeypatch.setattr(by_vocabulary, lost, damaged)

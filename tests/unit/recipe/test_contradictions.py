@@ -34,6 +34,7 @@ ONE_TEXT = "stage.only.mix={ texts = 1, chats = 1 }"
         (["train.checkpoint_every_steps=40", "train.milestone_every_steps=7"], "train.milestone_every_steps = 7: is no multiple of train.checkpoint_every_steps = 40, and"),
         (["train.checkpoint_every_steps=40", "train.milestone_every_steps=120"], None),
         (["train.average_checkpoints=20"], "train.average_checkpoints = 20: are more than the"),
+        (["train.average_checkpoints=37", "train.checkpoint_every_steps=1"], "train.average_checkpoints = 37: are more than the 36 that are saved in the 36 steps after the warm-up"),
         (["stage.only.batch_tokens=1280", "stage.only.batch_ramp={ start = 300, tokens = 1000 }"], "stage.only.batch_ramp.start = 300: is no multiple of rows x chunk length = 128."),
         (["source.own={ path = 'x', kind = 'chat' }"], None),  # the tuning takes every chat
         (["source.own.path=x", ONE_TEXT, "stage.only.chunk_length=64"], "source.own: is in no stage's mix"),

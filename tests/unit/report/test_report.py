@@ -17,6 +17,7 @@ from fox.report import quantities
 from fox.report.page import reproduce_command, write_report
 from fox.report.plots import bits_limits, draw_bits_of, mixture_shares, smoothed, thinned
 from fox.report.run_files import Band, Results, RunFiles, SavedRecipe, read_run
+from fox.report.tables import scores_table
 from tests.unit.report.made_up_run import HOSTILE, STAGES, training_rows, write_lines
 
 
@@ -225,6 +226,16 @@ def test_a_report_takes_the_place_of_the_one_before(whole_run: Path, whole_page:
     (whole_run / "report/old.png").write_bytes(b"")
     assert write_report(whole_run).read_text("utf-8") == whole_page
     assert not (whole_run / "report/old.png").exists()
+
+
+def test_a_mean_of_late_checkpoints_is_named_whether_it_was_taken_or_not() -> None:
+    def rows(*models: str) -> list[str]:
+        told = scores_table(Results(bits_per_byte={model: {"speeches": 2.0} for model in models}), "quality")
+        assert told
+        return [row[0] for row in told.rows]
+
+    assert rows("quality", "base") == ["after stage quality", "base model, the mean of late checkpoints"]
+    assert rows("averaged", "base") == ["mean of late checkpoints, not taken", "base model, after stage quality"]
 
 
 def test_the_command_names_the_recipe_and_what_was_changed() -> None:

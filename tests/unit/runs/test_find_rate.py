@@ -13,12 +13,13 @@ import pytest
 import torch
 from rich.console import Console
 
+from fox import cli
 from fox.errors import Failure, UserError
 from fox.model import ModelConfig, Transformer
 from fox.model.directory import save_model
 from fox.model.loss import plain_summed_loss
 from fox.recipe import LoadedRecipe, load_recipe
-from fox.runs.find_rate import Trial, best_of, describe_trials, find_rate
+from fox.runs.find_rate import Trial, best_of, describe_trials, find_rate, what_to_try, why_not
 from fox.runs.folder import Run
 from fox.runs.start import shape_of
 from fox.runs.steps import open_shards
@@ -32,8 +33,9 @@ from tests.journey.test_continue import PAGE
 QUIET = Console(quiet=True)
 
 
-def trial(rate: float, loss: float | None) -> Trial:
-    return Trial(rate, loss, 50, 8.0, (8.0, loss or 99.0))
+def trial(rate: float, loss: float | None, highest: float | None = None) -> Trial:
+    """Of the micro recipe, in whose vocabulary of 420 a guess costs 6.04."""
+    return Trial(rate, loss, 50, 6.1, (6.1, highest or loss or 99.0))
 
 
 @pytest.fixture
@@ -60,8 +62,34 @@ def test_at_an_end_it_says_that_a_better_one_may_lie_beyond(loaded: LoadedRecipe
 
 def test_where_all_diverged_nothing_is_proposed(loaded: LoadedRecipe) -> None:
     trials = [trial(1.0, None), trial(2.0, None)]
-    assert best_of(trials) is None
-    assert "All diverged" in describe_trials(loaded.recipe, trials, Path("x"))
+    assert best_of(loaded.recipe, trials) is None
+    assert "-o" not in describe_trials(loaded.recipe, trials, Path("x"))
+    assert "lower ones: -o optimizer.peak_learning_rate=0.0625" in what_to_try(loaded.recipe, trials)
+
+
+def test_neither_a_guess_nor_a_rate_above_one_that_diverged_is_recommended(loaded: LoadedRecipe) -> None:
+    """A model that was blown apart guesses among all tokens, and a loss above a divergence is luck."""
+    recipe = loaded.recipe
+    good, blown, lucky = trial(1e-2, 5.0), trial(4e-2, None), trial(8e-2, 4.0)
+    guess, late = trial(2e-2, 6.04), trial(1.6e-1, 6.04, highest=763_716.0)
+    trials = [good, guess, blown, lucky, late]
+    said = ["", "has learnt nothing", "diverged after 50 steps", "lies above a rate that diverged"]
+    assert [why_not(recipe, trials, one) for one in trials] == [*said, "diverged, and learns nothing any more"]
+    assert best_of(recipe, trials) is good
+    told = describe_trials(recipe, trials, Path("x"))
+    assert told.count("█") == 1 and [line for line in told.splitlines() if len(line) > 80] == []
+    assert best_of(recipe, [guess]) is None and "higher ones" in what_to_try(recipe, [guess])
+    assert best_of(recipe, [late]) is None and "lower ones" in what_to_try(recipe, [late])
+
+
+def test_a_model_that_was_trained_before_may_end_where_it_began_and_no_higher(loaded: LoadedRecipe) -> None:
+    started = loaded.recipe.model.model_copy(update={"start_from": "somebody/model"})
+    recipe = loaded.recipe.model_copy(update={"model": started})
+    kept, lost = Trial(1e-3, 2.6, 50, 2.5, (2.5, 2.6)), Trial(2e-3, 2.9, 50, 2.5, (2.5, 2.9))
+    assert best_of(recipe, [kept, lost]) is kept
+    assert best_of(recipe, [lost]) is None and best_of(loaded.recipe, [kept]) is None
+    worse = Trial(4e-3, 3.0, 50, 2.5, (2.5, 3.0))
+    assert "lower ones" in what_to_try(recipe, [lost, worse])
 
 
 def test_too_few_tokens_are_refused_before_any_work(loaded: LoadedRecipe, tmp_path: Path) -> None:
@@ -89,6 +117,21 @@ def test_a_rate_that_diverges_ends_early_and_is_told(loaded: LoadedRecipe, tmp_p
     assert any(one.loss is None for one in trials)
     results = json.loads((tmp_path / "run/find-lr/results.json").read_text())
     assert [one["rate"] for one in results] == [one.rate for one in trials]
+
+
+def test_where_every_rate_is_too_high_the_command_fails_and_says_so(
+    loaded: LoadedRecipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The highest comes back from a loss of thousands to that of a guess, which is the lowest there is."""
+    words = ["find-lr", "micro.toml", "--tokens", "2560", "--out", "run"]
+    overrides = ["-o", "train.max_epochs=100", "-o", "optimizer.peak_learning_rate=30"]
+    monkeypatch.setattr("sys.argv", ["fox", *words, *overrides])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    told = capsys.readouterr()
+    assert end.value.code == 1
+    assert "best" not in told.out and "-o" not in told.out
+    assert "None of these rates can be recommended. Try lower ones: -o optimizer.peak_learning_rate=0.469" in told.err
 
 
 def test_giving_up_in_trouble_is_a_divergence(loaded: LoadedRecipe, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from fox.artifacts import locked
+from fox.cli import app
 from fox.errors import Failure, UserError
 from fox.recipe.stage import Stage
 from fox.runs.listing import (
@@ -109,6 +111,26 @@ def test_comparing_takes_two(runs: Path) -> None:
         compare_runs([runs / "one", runs / "notes"], None)
 
 
+def test_a_report_of_several_runs_is_their_comparison(runs: Path, tmp_path: Path) -> None:
+    two = [str(runs / "one"), str(runs / "two")]
+    report, compare = (
+        CliRunner().invoke(app, words)
+        for words in (["report", *two], ["runs", "compare", *two, "--picture", str(tmp_path / "other.png")])
+    )
+    assert report.exit_code == compare.exit_code == 0
+    drawn = runs / "comparison.png"
+    assert report.output == compare.output.replace(str(tmp_path / "other.png"), str(drawn))
+    assert "optimizer.peak_learning_rate" in report.output
+    assert drawn.read_bytes().startswith(b"\x89PNG") and not (runs / "one/report").exists()
+    assert "comparison.png" not in describe_runs(summaries(runs), runs)
+
+
+def test_a_report_of_one_run_has_its_own_pictures(runs: Path, tmp_path: Path) -> None:
+    told = CliRunner().invoke(app, ["report", str(runs / "one"), "--picture", str(tmp_path / "other.png")])
+    assert isinstance(told.exception, UserError) and "is for several runs" in str(told.exception)
+    assert not (tmp_path / "other.png").exists() and not (runs / "one/report").exists()
+
+
 def test_cleaning_takes_old_checkpoints_and_leftovers_and_nothing_else(runs: Path) -> None:
     run = runs / "one"
     old, second = checkpoint(run, 100), checkpoint(run, 150)
@@ -157,7 +179,7 @@ def test_what_is_to_be_averaged_stays_until_it_is(runs: Path) -> None:
     stages = json.loads((runs / "one/recipe.json").read_text())["recipe"]["stage"].values()
     steps = sum(Stage.model_validate(stage).steps for stage in stages)
     for name in ("one", "half"):
-        with_train(runs / name, average_checkpoints=3, checkpoint_every_steps=10, keep_checkpoints=1)
+        with_train(runs / name, average_checkpoints=3, checkpoint_every_steps=10, keep_checkpoints=1, drift_steps=1)
     last = (steps - 1) // 10 * 10
     of_run = {
         name: [checkpoint(runs / name, step, step == steps) for step in (*range(last - 30, last + 1, 10), steps)]
@@ -170,10 +192,12 @@ def test_what_is_to_be_averaged_stays_until_it_is(runs: Path) -> None:
 def test_one_from_before_trouble_stays_beside_those_in_it(runs: Path) -> None:
     run = runs / "half"
     with_train(run, keep_checkpoints=1)
-    old, before, _ = checkpoint(run, 100), checkpoint(run, 200), checkpoint(run, 202, latest=True)
+    old = checkpoint(run, 50)
+    before, _ = [checkpoint(run, 100), checkpoint(run, 200)], checkpoint(run, 202, latest=True)
     skips = [{"event": "skip", "step": step, "reason": "a spike"} for step in (201, 202)]
     (run / "pretrain/events.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in skips))
-    assert [waste.path for waste in waste_of(run)] == [old] and before.exists()
+    assert [waste.path for waste in waste_of(run)] == [old], "100 is from before any drift, 200 from before the spike"
+    assert all(path.exists() for path in before)
     (run / "pretrain/events.jsonl").write_text("[]\n")
     with pytest.raises(Failure, match="Put it back as it was"):
         waste_of(run)

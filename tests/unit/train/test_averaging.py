@@ -15,7 +15,7 @@ from fox.formats.token_shards import Shard
 from fox.model import Transformer
 from fox.progress import Meter
 from fox.recipe import Recipe
-from fox.recipe.schema import Train
+from fox.recipe.schema import Schedule, Train
 from fox.train.averaging import average_checkpoints, averaged_steps, mean_weights
 from fox.train.checkpoint import read_weights
 from fox.train.stages import new_model, pretrain
@@ -57,21 +57,27 @@ def run(
 
 
 @pytest.mark.parametrize(
-    ("wanted", "every", "expected"),
+    ("wanted", "every", "warmup_tokens", "expected"),
     [
-        (4, 3, STEPS),
-        (0, 3, []),
-        (1, 3, [20]),
-        (3, 100, [10, 16, 20]),
-        (9, 100, [10, 16, 20]),
-        (3, 1, [18, 19, 20]),
+        (4, 3, 512, STEPS),
+        (9, 3, 512, [6, 9, 10, 12, 15, 16, 18, 20]),
+        (9, 3, 0, [3, 6, 9, 10, 12, 15, 16, 18, 20]),
+        (9, 3, 128 * 6, [9, 10, 12, 15, 16, 18, 20]),
+        (9, 3, 10 * 128 + 2 * 256, [15, 16, 18, 20]),
+        (9, 3, 10**6, [20]),
+        (0, 3, 512, []),
+        (1, 3, 512, [20]),
+        (3, 100, 512, [10, 16, 20]),
+        (9, 100, 512, [10, 16, 20]),
+        (3, 1, 512, [18, 19, 20]),
     ],
 )
 def test_which_checkpoints_are_averaged(
-    make_recipe: Callable[..., Recipe], wanted: int, every: int, expected: list[int]
+    make_recipe: Callable[..., Recipe], wanted: int, every: int, warmup_tokens: int, expected: list[int]
 ) -> None:
     train = Train(average_checkpoints=wanted, checkpoint_every_steps=every)
-    assert averaged_steps(make_recipe().stage.values(), train) == expected
+    schedule = Schedule(warmup_tokens=warmup_tokens, decay_tokens=0)
+    assert averaged_steps(make_recipe().stage.values(), schedule, train) == expected
 
 
 def test_the_mean_of_three() -> None:

@@ -14,6 +14,7 @@ from fox.artifacts import sha256_of
 from fox.errors import Failure, UserError
 from fox.formats.safetensors import write_safetensors
 from fox.recipe import Recipe
+from fox.recipe.schema import Train
 from fox.train import checkpoint
 from fox.train.checkpoint import Checkpoints, Identity, Progress
 from fox.train.optimizer import make_optimizer
@@ -91,9 +92,27 @@ def test_so_many_are_kept_as_the_recipe_says(trained: Callable[[int], State], tm
 
 def test_milestones_are_never_removed_and_do_not_count(trained: Callable[[int], State], tmp_path: Path) -> None:
     state = trained(1)
-    for step in range(1, 12):
+    for step in range(12):
         of(tmp_path, keep=2, every=4).save(Progress(step), *state)
     assert names(tmp_path) == ["latest", *(f"step-{step:08d}" for step in (4, 8, 10, 11))]
+
+
+@pytest.mark.parametrize(("keep", "every"), [(2, 8), (1, 1), (1, 100), (3, 10)])
+def test_one_from_before_any_drift_is_always_kept(tmp_path: Path, keep: int, every: int) -> None:
+    """However close together they are saved; a drift that is seen after some step began 32 steps before, at the earliest."""
+    drift = Train().drift_steps
+    checkpoints = Checkpoints(tmp_path, IDENTITY, keep, drift_steps=drift)
+    for step in range(0, 40 * every + 1, every):
+        (tmp_path / checkpoint.name_of(step)).mkdir()
+        for path in checkpoints.outlived(Progress(step)):
+            path.rmdir()
+        there = checkpoints.steps()
+        assert there[-keep:] == list(range(max(0, step - (keep - 1) * every), step + 1, every))
+        assert len(there) <= keep + 2
+        for seen in range(max(step, drift), step + every):
+            since = seen - drift + 1
+            before = [kept for kept in there if kept < since]
+            assert before and since - before[-1] <= drift + every
 
 
 def test_one_that_never_became_the_latest_is_removed_and_not_taken(
@@ -255,3 +274,17 @@ def test_one_of_a_newer_fox_is_refused(trained: Callable[[int], State], folder: 
     rewrite(folder / "step-00000002/state.json", format=3)
     with pytest.raises(Failure, match=r"of format 3.*Install a newer one"):
         of(folder).load(*trained(0))
+
+
+def test_whether_it_is_of_this_run_can_be_asked_before_anything_is_changed(
+    trained: Callable[[int], State], folder: Path
+) -> None:
+    (folder / "latest").write_text("step-00000001\n")
+    of(folder, Identity(IDENTITY.facts, {"ranks": 4})).check_identity()
+    with pytest.raises(UserError, match=r"step-00000001  seed = 8: was 7 when this run began"):
+        of(folder, Identity({**IDENTITY.facts, "seed": 8})).check_identity()
+    of(folder / "none").check_identity()
+    assert names(folder) == ["latest", "step-00000001", "step-00000002"]
+    rewrite(folder / "step-00000001/state.json", identity=5)
+    with pytest.raises(Failure, match=r"step-00000001: unreadable"):
+        of(folder).check_identity()

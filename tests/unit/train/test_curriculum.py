@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fox.errors import UserError
 from fox.recipe import Recipe
-from fox.train.curriculum import Chunk, Lane, StageOrder, curriculum, told
+from fox.train.curriculum import Chunk, Lane, StageOrder, curriculum, mixture_warnings, told
 from tests.unit.train.micro_training import recipe_of
 
 TOKENS = {"a": 3000, "b": 1000, "c": 1111}
@@ -251,3 +251,38 @@ def test_the_order_changes_with_the_seed_and_the_mixture_does_not(make_recipe: C
     assert [order.rows_of(lane) for order in one for lane in order.lanes] == [
         order.rows_of(lane) for order in other for lane in order.lanes
     ]
+
+
+@pytest.mark.parametrize(
+    ("mix", "rows", "expected"),
+    [
+        ({"a": 0.55, "b": 0.45}, 8, ["a gets 50.0 % of the tokens, and not 55.0 %", "b gets 50.0 %"]),
+        ({"a": 0.55, "b": 0.45}, 20, []),
+        ({"a": 2.0, "b": 1.0}, 60, []),
+        ({"a": 2.0, "b": 1.0}, 50, ["a gets 66.0 % of the tokens, and not 66.7 %", "b gets 34.0 %"]),
+        ({"a": 2.0, "b": 1.0}, 100, []),
+    ],
+)
+def test_a_mixture_that_whole_rows_can_not_give_is_told(mix: dict[str, float], rows: int, expected: list[str]) -> None:
+    recipe = recipe_of(
+        source={name: {"path": name} for name in mix}, stage=one_stage(mix, rows, rows_a_step=1), tune=None
+    )
+    warnings = mixture_warnings(recipe, curriculum(recipe, recipe.stage, dict.fromkeys(mix, 100_000)))
+    assert len(warnings) == len(expected)
+    assert all(f"stage.only.mix: {part}" in warning for part, warning in zip(expected, warnings, strict=True))
+
+
+def test_a_kind_is_told_as_the_recipe_names_it() -> None:
+    recipe = recipe_of(stage=one_stage({"text": 0.5, "c": 0.5}, 7, rows_a_step=1), tune=None)
+    warnings = mixture_warnings(recipe, orders_of(recipe))
+    assert [warning.split(" of the tokens")[0] for warning in warnings] == [
+        "stage.only.mix: text gets 57.1 %",
+        "stage.only.mix: c gets 42.9 %",
+    ]
+
+
+def test_a_mixture_that_follows_the_loss_is_not_held_to_what_it_begins_with() -> None:
+    mix = {"a": 0.55, "b": 0.45}
+    stage = one_stage(mix, 8, rows_a_step=1, mix_follows="odm")
+    recipe = recipe_of(source={name: {"path": name} for name in mix}, stage=stage, tune=None)
+    assert mixture_warnings(recipe, curriculum(recipe, recipe.stage, dict.fromkeys(mix, 100_000))) == []

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+import torch
 
-from fox.train.machine import _left_in_container
-
-
-@pytest.mark.parametrize(
-    ("limit", "left"), [("1000", 1000 - 900 + 700 + 50), ("max", None), ("800", 800 - 900 + 750), ("100", 0)]
-)
-def test_what_is_kept_of_files_is_free_in_a_container(limit: str, left: int | None, tmp_path: Path) -> None:
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text("900\n")
-    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 700\nslab_reclaimable 50\n")
-    assert _left_in_container(tmp_path) == left
+from fox.train import machine
+from fox.train.machine import free_bytes_of_rank
 
 
-def test_without_a_container_nothing_is_said(tmp_path: Path) -> None:
-    assert _left_in_container(tmp_path) is None
+@pytest.mark.parametrize(("ranks", "share"), [(None, 1200), ("1", 1200), ("3", 400)])
+def test_the_ranks_of_a_machine_share_its_memory(
+    monkeypatch: pytest.MonkeyPatch, ranks: str | None, share: int
+) -> None:
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setattr(machine, "device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: 1200)
+    assert free_bytes_of_rank() == share
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda: None)
+    assert free_bytes_of_rank() is None
+
+
+def test_each_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(machine, "device", lambda: torch.device("cuda", 1))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda where: {1: (700, 800)}[where.index])
+    assert free_bytes_of_rank() == 700

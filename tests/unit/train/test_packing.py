@@ -288,3 +288,27 @@ def test_of_many_that_ask_at_once_one_makes_it(two: dict[str, Shard], tmp_path: 
     for thread in asking:
         thread.join()
     assert len(found) == 4 and made == [1]
+
+
+def test_a_limit_that_is_lowered_later_holds_for_an_index_that_is_there(two: dict[str, Shard], tmp_path: Path) -> None:
+    recipe = many_lanes()
+    _, index = packed(tmp_path / "index", recipe, two)
+    before = files_of(tmp_path / "index")
+    most = max(index.epochs.values())
+    seen_most = max(index.epochs, key=lambda name: index.epochs[name])
+    packed(tmp_path / "index", recipe, two, Limit("train.max_epochs", most))
+    with pytest.raises(UserError, match=rf"source {seen_most} has .* stage two comes to the end") as error:
+        packed(tmp_path / "index", recipe, two, Limit("train.max_epochs", most - 0.01))
+    assert error.value.problems[0].value == most - 0.01
+    with pytest.raises(UserError, match=r"stage one comes to the end"):
+        packed(tmp_path / "index", recipe, two, Limit("train.max_epochs", 0.2))
+    assert files_of(tmp_path / "index") == before
+
+
+def test_a_run_that_may_begin_may_go_on(tmp_path: Path) -> None:
+    """The index has epochs of a few digits: two thirds of one, exactly, are not more than two thirds."""
+    shard = shard_of(tmp_path / "a.ds", [16] * 3)
+    limit = Limit("train.max_epochs", 2 / 3)
+    for _ in range(2):
+        _, index = packed(tmp_path / "index", one_lane(2, 16), {"a": shard}, limit)
+    assert index.epochs["a"] > limit.epochs

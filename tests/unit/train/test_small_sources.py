@@ -12,7 +12,7 @@ from fox.recipe import Recipe
 from fox.train.curriculum import StageOrder, curriculum
 from fox.train.packer import Limit
 from fox.train.packing import Packing, packing
-from fox.train.readings import astray, readings
+from fox.train.readings import padding_warnings, readings
 from tests.unit.train.micro_training import recipe_of, shard_of
 
 CHUNK = 1024
@@ -49,7 +49,7 @@ def test_the_mixture_holds_for_real_tokens(small: list[int], lengths: Any, tmp_p
     assert all(lane["waste"] < 0.01 for lane in index.facts), index.facts
     real = {name: sum(lane["tokens"] for lane in index.facts if lane["source"] == name) for name in ("large", "small")}
     assert real["small"] / sum(real.values()) == pytest.approx(0.5, abs=0.005)
-    assert not astray(index.facts, orders)
+    assert not padding_warnings(index.facts, orders)
     seen = readings(index, orders)["seen"]["small"]
     assert sum(share > 0 for share in seen) <= 2, "all of it is read as often, but for once"
 
@@ -63,6 +63,6 @@ def test_what_waits_for_the_next_epoch_is_read_where_there_is_none(tmp_path: Pat
 
 def test_padding_that_leads_a_mixture_astray_is_told_where_nothing_may_be_cut(tmp_path: Path) -> None:
     orders, index = packed(tmp_path, recipe_with(), [600] * 10, tune=True)
-    (line,) = astray(index.facts, orders)
+    (line,) = padding_warnings(index.facts, orders)
     assert line.startswith("tune.mix: small has 50.0% of the chunks and 3")
     assert "41.4% of its chunks is padding" in line and "tune.chunk_length.small" in line

@@ -16,6 +16,7 @@ from fox.train.trouble import (
     Diverged,
     Verdict,
     Watch,
+    earliest_drift,
     newest_rows,
     passed_over,
     roll_back_event,
@@ -24,6 +25,7 @@ from fox.train.trouble import (
 )
 
 RULES = Train()
+VOCAB_SIZE = 49_152
 Losses = Iterable[float]
 
 
@@ -33,7 +35,7 @@ def row_of(step: int, loss: float, norm: float, stage: str = "one") -> dict[str,
 
 def judged(losses: Losses, norms: Losses, rules: Train = RULES, warmup_tokens: int = 0) -> list[Verdict]:
     """The verdicts on a series, up to the first roll-back."""
-    watch = Watch(rules, warmup_tokens)
+    watch = Watch(rules, warmup_tokens, VOCAB_SIZE)
     verdicts = []
     for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1):
         verdicts.append(watch.judge(row_of(step, loss, norm)))
@@ -90,7 +92,7 @@ def test_a_rare_kind_of_text_is_skipped_until_the_band_has_widened() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("which", ["loss", "gradient"])
 def test_what_is_not_finite_is_skipped_from_the_first_step_on(value: float, which: str) -> None:
-    watch = Watch(RULES, warmup_tokens=10_000)
+    watch = Watch(RULES, warmup_tokens=10_000, vocab_size=VOCAB_SIZE)
     verdict = watch.judge(row_of(1, value if which == "loss" else 3.0, value if which == "gradient" else 1.0))
     assert verdict == Verdict("skip", f"the {which} is no longer finite", 1)
     assert watch.judge(row_of(2, 3.0, 1.0)).action == "go"
@@ -136,12 +138,80 @@ def test_warm_up_and_the_first_steps_of_a_stage_have_no_band() -> None:
     losses = [3.0] * 60 + [9.0] * 20
     assert all(verdict.action == "go" for verdict in judged(losses, [1.0] * 80, warmup_tokens=8000))
     assert judged(losses, [1.0] * 80, warmup_tokens=2000)[60].action == "skip"
-    watch = Watch(RULES, 0)
+    watch = Watch(RULES, 0, VOCAB_SIZE)
     for step in range(1, 200):
         watch.judge(row_of(step, 3.0, 1.0))
     after = [watch.judge(row_of(step, 9.0, 1.0, stage="two")).action for step in range(200, 200 + FEWEST)]
     assert set(after) == {"go"}
     assert watch.judge(row_of(300, 19.0, 1.0, stage="two")).action == "skip"
+
+
+def border(seed: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Rows of a stage of 200 steps, quiet at last, and of one of 100 whose other data have twice the loss, and norms of eight times the
+    size; and how many the first has."""
+    losses, norms = ordinary(200, seed)
+    random = np.random.default_rng(seed)
+    others = 2 * losses[-1] + 3 * (1 + np.arange(100)) ** -0.5 + 0.1 * random.normal(size=100)
+    wilder = 8 * np.median(norms) * np.exp(0.4 * random.normal(size=100))
+    first = [row_of(step, loss, norm) for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1)]
+    both = zip(others, wilder, strict=True)
+    return first + [row_of(201 + step, loss, norm, stage="two") for step, (loss, norm) in enumerate(both)], 200
+
+
+def skipped_of(rows: Iterable[dict[str, Any]], warmup_tokens: int = 0, rules: Train = RULES) -> dict[int, str]:
+    watch = Watch(rules, warmup_tokens, VOCAB_SIZE)
+    verdicts = {row["step"]: watch.judge(row) for row in rows}
+    return {step: verdict.reason for step, verdict in verdicts.items() if verdict.action != "go"}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_border_to_other_data_is_no_trouble(seed: int) -> None:
+    rows, _ = border(seed)
+    assert skipped_of(rows) == {}
+
+
+@pytest.mark.parametrize("after", [1, 5, 8, 9, 20, 33])
+@pytest.mark.parametrize(("key", "value"), [("loss", 1e6), ("gradient_norm", 1e9)])
+def test_what_no_change_of_data_explains_is_skipped_right_after_a_border(after: int, key: str, value: float) -> None:
+    rows, of_first = border()
+    rows[of_first + after - 1][key] = value
+    assert list(skipped_of(rows)) == [of_first + after]
+
+
+def test_what_is_missed_right_after_a_border_is_seen_once_eight_steps_are_known() -> None:
+    rows, of_first = border()
+    spike = 3.5 * rows[of_first]["loss"]
+    for after, is_seen in ((8, False), (9, True)):
+        again = [dict(row) for row in rows]
+        again[of_first + after - 1]["loss"] = spike
+        assert (of_first + after in skipped_of(again)) is is_seen
+
+
+def test_one_spike_among_the_first_steps_of_a_stage_does_not_hide_the_next() -> None:
+    rows, of_first = border()
+    for after in (10, 12):
+        rows[of_first + after - 1]["loss"] = 3.5 * rows[of_first]["loss"]
+    assert list(skipped_of(rows)) == [of_first + 10, of_first + 12]
+
+
+@pytest.mark.parametrize("step", [1, 2, 9, 30, 50])
+def test_in_warm_up_a_loss_far_above_that_of_guessing_is_skipped(step: int) -> None:
+    losses, norms = ordinary(60)
+    losses[step - 1] = 2.9 * math.log(VOCAB_SIZE)
+    rows = [row_of(at, loss, norm) for at, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1)]
+    assert skipped_of(rows, warmup_tokens=6000) == {}
+    rows[step - 1]["loss"] = 3.1 * math.log(VOCAB_SIZE)
+    found = skipped_of(rows, warmup_tokens=6000)
+    assert list(found) == [step] and "more than 3 times that of guessing among 49,152 tokens" in found[step]
+    assert skipped_of(rows, 6000, Train(spike_deviations=7)) == {}, "what the message says to raise lifts this, too"
+
+
+def test_in_warm_up_a_norm_of_another_order_is_skipped_once_some_are_known() -> None:
+    losses, norms = ordinary(60)
+    norms[:8] *= [20, 15, 10, 8, 6, 5, 4, 3]  # as first norms are
+    norms[20] = norms[40] = 1e6
+    rows = [row_of(at, loss, norm) for at, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1)]
+    assert list(skipped_of(rows, warmup_tokens=6000)) == [21, 41]
 
 
 def written(row: dict[str, Any], skipped: bool) -> bytes:
@@ -157,14 +227,15 @@ def test_a_watch_made_from_the_rows_judges_as_the_one_that_saw_them(rules: Train
     spikes = random.random(1000) < 0.04
     spikes[300:312] = spikes[800:806] = True  # longer than a few, as before a roll-back; and over the end of a stage
     losses[spikes] += random.choice([0.5, 5, math.nan, math.inf], size=spikes.sum())
-    watch, lines = Watch(rules, 2000), []
+    watch, lines = Watch(rules, 2000, VOCAB_SIZE), []
     for step, (loss, norm) in enumerate(zip(losses.tolist(), norms.tolist(), strict=True), start=1):
         row = row_of(step, loss, norm, "one" if step < 804 else "two")
         if 900 < step <= 920:
             lines.append(json.dumps({"step": step, "tokens": 100 * step, "stage": "two", "passed_over": "…"}).encode())
             watch.pass_over(json.loads(lines[-1]))
             continue
-        again = Watch(rules, 2000, newest_rows(lines, rules)) if step % 20 == 0 or watch.skips_in_a_row else None
+        is_asked = step % 20 == 0 or 804 <= step < 850 or watch.skips_in_a_row
+        again = Watch(rules, 2000, VOCAB_SIZE, newest_rows(lines, rules)) if is_asked else None
         verdict = watch.judge(row)
         if again:
             assert again.judge(row) == verdict
@@ -172,10 +243,18 @@ def test_a_watch_made_from_the_rows_judges_as_the_one_that_saw_them(rules: Train
         lines.append(written(row, watch.skips_in_a_row > 0))
 
 
+@pytest.mark.parametrize("after", [1, 4, 8])
+def test_a_watch_made_from_the_rows_knows_the_norms_from_before_a_border(after: int) -> None:
+    rows, of_first = border()
+    *before, row = rows[: of_first + after]
+    watch = Watch(RULES, 0, VOCAB_SIZE, newest_rows([json.dumps(one).encode() for one in before], RULES))
+    assert watch.judge({**row, "gradient_norm": 1e9}).action == "skip"
+
+
 def test_that_comparison_notices_a_row_that_is_missing() -> None:
     losses, norms = ordinary(300)
     rows = [row_of(step, loss, norm) for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=1)]
-    limits = [Watch(RULES, 0, rows[start:]).judge(row_of(301, 9.0, 1.0)).reason for start in (0, 150, 200)]
+    limits = [Watch(RULES, 0, VOCAB_SIZE, rows[start:]).judge(row_of(301, 9.0, 1.0)).reason for start in (0, 150, 200)]
     assert limits[0] == limits[1] != limits[2]  # 128 are enough
 
 
@@ -226,3 +305,10 @@ def test_a_checkpoint_that_a_roll_back_was_to_leave_is_known() -> None:
     assert undone_by([event], [], 50) == event  # killed before `latest` was put back
     assert undone_by([event], [], 40) is None and undone_by([event], [], 30) is None
     assert undone_by([event], [event], 60) is None and undone_by([event], [event], 50) is None
+
+
+def test_how_far_back_a_drift_may_have_begun() -> None:
+    assert [earliest_drift([], step, 5) for step in (3, 4, 5, 6, 50)] == [0, 0, 1, 2, 46]
+    skips = [skip_event(TROUBLE, step) for step in (44, 48)]
+    assert earliest_drift(skips, 50, 5) == 45 and earliest_drift([*skips, rolled(47, to=42)], 50, 5) == 40
+    assert earliest_drift([], 50, 0) == 51

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -20,7 +21,7 @@ from fox.model import Transformer
 from fox.progress import Meter
 from fox.recipe import Recipe
 from fox.train.batches import Batch
-from fox.train.checkpoint import Checkpoints
+from fox.train.checkpoint import Checkpoints, Progress
 from fox.train.events import read_events
 from fox.train.stages import new_model, pretrain
 from tests.unit.train.stops import slowly
@@ -203,11 +204,11 @@ def test_weights_that_are_spoilt_are_left_behind(run: Run, tmp_path: Path, monke
     plain = torch.optim.AdamW.step
     steps = 0
 
-    def spoiling(self: torch.optim.AdamW, *rest: Any) -> Any:
+    def spoiling(self: torch.optim.AdamW, *rest: Any, **named: Any) -> Any:
         nonlocal steps
         steps += 1
-        done = plain(self, *rest)
-        if steps == 8:
+        done = plain(self, *rest, **named)
+        if steps == 9:  # the first one makes the state, for the checkpoint of step 0
             with torch.no_grad():
                 self.param_groups[0]["params"][0].fill_(math.nan)
         return done
@@ -237,7 +238,10 @@ def test_a_stop_before_the_first_step_that_changes_a_weight_changes_nothing(
     whole = run("whole", **how)
     with pytest.raises(Stopped):
         run("stopped", 2, meter_of=SignallingMeter, **how)
-    assert [path.name for path in (tmp_path / "stopped/checkpoints").glob("step-*")] == ["step-00000002"]
+    assert sorted(path.name for path in (tmp_path / "stopped/checkpoints").glob("step-*")) == [
+        "step-00000000",
+        "step-00000002",
+    ]
     assert hash_of(run("stopped", **how)) == hash_of(whole)
     assert rows_of(tmp_path / "stopped") == rows_of(tmp_path / "whole")
 
@@ -250,7 +254,7 @@ def test_stops_in_trouble_push_out_no_checkpoint_from_before_it(
     whole = run("whole", train=rules)
     (event,) = told_of(tmp_path / "whole", "roll_back")
     assert (event["step"], event["to"], event["since"]) == (10, 6, 7)
-    for stop_at, kept in ((7, [3, 6, 7]), (8, [3, 6, 8]), (9, [3, 6, 9])):
+    for stop_at, kept in ((7, [0, 3, 6, 7]), (8, [0, 3, 6, 8]), (9, [0, 3, 6, 9])):
         with pytest.raises(Stopped):
             run("stopped", stop_at, rules, SignallingMeter)
         assert sorted(int(path.name[5:]) for path in (tmp_path / "stopped/checkpoints").glob("step-*")) == kept
@@ -261,8 +265,12 @@ def test_stops_in_trouble_push_out_no_checkpoint_from_before_it(
 def test_a_stop_is_on_record_once_its_checkpoint_is_safe(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise Failure("the disk is full")
+    plain = Checkpoints.save
+
+    def full(checkpoints: Checkpoints, progress: Progress, *rest: Any) -> None:
+        if progress.step:
+            raise Failure("the disk is full")
+        plain(checkpoints, progress, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", full)
@@ -277,3 +285,52 @@ def test_a_stop_is_on_record_once_its_checkpoint_is_safe(
     (tmp_path / "stopped/events.jsonl").unlink()  # killed between the two
     run("stopped")
     assert read_events(tmp_path / "stopped")[0] == stopped
+
+
+TO_OTHER_DATA = {
+    **LONG,
+    "source": {"a": {"path": "a"}, "b": {"path": "b"}, "c": {"path": "c", "kind": "chat"}},
+    "stage": {
+        "first": {"tokens": 6400, "chunk_length": 16, "rows": 8, "batch_tokens": 128, "mix": {"a": 1.0}},
+        "other": {"tokens": 3072, "chunk_length": 32, "rows": 8, "batch_tokens": 256, "mix": {"b": 0.4, "c": 0.6}},
+    },
+}
+"""Fifty steps, and twelve on data, in chunks and in batches that are all new."""
+
+
+def test_a_spike_in_warm_up_or_right_after_a_border_is_skipped_and_the_border_is_not(
+    run: Run, poison: Callable[..., None], tmp_path: Path
+) -> None:
+    poison([1, 3, 53], 1e6, **TO_OTHER_DATA)
+    assert [row["step"] for row in rows_of(tmp_path / "listened") if "skipped" in row] == []
+    whole = run("whole", **TO_OTHER_DATA)
+    rows = rows_of(tmp_path / "whole")
+    assert [row["step"] for row in rows if "skipped" in row] == [1, 3, 53]
+    assert all("times that of guessing among 60 tokens" in row["skipped"] for row in rows if "skipped" in row)
+    for stop_at in (1, 3, 52, 53):
+        with pytest.raises(Stop):
+            run("stopped", stop_at, **TO_OTHER_DATA)
+    assert hash_of(run("stopped", **TO_OTHER_DATA)) == hash_of(whole)
+    assert rows_of(tmp_path / "stopped") == rows
+
+
+def test_trouble_before_the_first_checkpoint_begins_again_with_the_first_weights(
+    run: Run, poison: Callable[..., None], tmp_path: Path
+) -> None:
+    rules = {"skips_in_a_row": 2}
+    poison([2, 3], math.nan)
+    again = run("again", train=rules)
+    (event,) = told_of(tmp_path / "again", "roll_back")
+    assert (event["step"], event["to"], event["since"]) == (3, 0, 2)
+    rows = rows_of(tmp_path / "again")
+    assert [row["step"] for row in rows if "passed_over" in row] == [1, 2, 3]
+    for stop_at in (1, 3, 4):
+        with pytest.raises(Stop):
+            run("stopped", stop_at, train=rules)
+    assert hash_of(run("stopped", train=rules)) == hash_of(again)
+    assert rows_of(tmp_path / "stopped") == rows
+    shutil.rmtree(tmp_path / "listened")
+    poison([1, 2, 3], math.nan)  # of which no weight has changed when the fourth step begins
+    assert hash_of(run("unchanged")) == hash_of(again)
+    for mine, other in zip(rows_of(tmp_path / "unchanged")[3:], rows[3:], strict=True):
+        assert {**mine, "epoch": {}} == {**other, "epoch": {}}, "what is passed over has not been seen"
