@@ -86,7 +86,9 @@ class PackedLane:
 
     @property
     def pieces_per_bin(self) -> Numbers:
-        return np.diff(self.bin_ends.astype(np.int64), prepend=0)
+        pieces = self.bin_ends.astype(np.int64)
+        pieces[1:] -= pieces[:-1].copy()
+        return pieces
 
     def _epochs(self) -> Numbers:
         """Of each piece."""
@@ -94,6 +96,8 @@ class PackedLane:
         epochs: list[Numbers] = []
         for part in self.parts:
             in_part = int(per_bin[first : first + part.bins].sum())
-            epochs += [np.full(count, epoch) for epoch, count in part.pieces or ((part.epoch, in_part),)]
+            epochs += [
+                np.full(count, epoch, dtype=np.int64) for epoch, count in part.pieces or ((part.epoch, in_part),)
+            ]
             first += part.bins
         return np.concatenate(epochs)

@@ -80,7 +80,7 @@ class Packing:
         while not self.has(stage):
             folder, made_of = self._next(went)
             with _one_at_a_time(folder):
-                if _is_of(folder, made_of):
+                if self._is_of(folder, made_of):
                     self._check_limit(folder)  # which may be another than it was then
                 else:
                     self._make(folder, made_of, went, meter or Meter("pack", None, "tokens"))
@@ -90,7 +90,7 @@ class Packing:
         """Have the documents of all stages that are packed, and pack nothing."""
         while len(self._opened) < len(self._legs):
             folder, made_of = self._next(went)
-            if not _is_of(folder, made_of):
+            if not self._is_of(folder, made_of):
                 break
             self._open(folder)
 
@@ -103,6 +103,13 @@ class Packing:
         read = [[lane.source, lane.length, before.chunks_of(lane)] for lane in before.lanes]
         made_of["after"] = {"index": self._opened[-1][1]["sha256_of_lanes"], "read": read}
         return self._folder / f"after-{before.name}", made_of
+
+    def _is_of(self, folder: Path, made_of: dict[str, Any]) -> bool:
+        """Whether the next leg is packed in `folder`."""
+        good = [made_of]
+        if not any(order.stage.mix_follows for order in self._legs[len(self._opened)]):
+            good.append({**made_of, "format": _SECOND_FORMAT})
+        return _what_it_was_made_of(folder) in good
 
     def _make(self, folder: Path, made_of: dict[str, Any], went: Mapping[str, StageOrder], meter: Meter) -> None:
         leg = self._legs[len(self._opened)]
@@ -279,10 +286,6 @@ def _damaged(path: Path, index: Path) -> Failure:
 
 def _what_it_was_made_of(folder: Path) -> Any:
     return _manifest(folder)["made_of"] if (folder / "manifest.json").exists() else None
-
-
-def _is_of(folder: Path, made_of: dict[str, Any]) -> bool:
-    return _what_it_was_made_of(folder) in (made_of, {**made_of, "format": _SECOND_FORMAT})
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def test_the_mixture_holds_for_real_tokens(small: list[int], lengths: Any, tmp_p
 
 def test_what_waits_for_the_next_epoch_is_read_where_there_is_none(tmp_path: Path) -> None:
     """Two chunks of the small source at most, of 1,100 tokens."""
-    recipe = recipe_with(mix={"large": 118.0, "small": 2.0})
+    recipe = recipe_with(tokens=120 * CHUNK, mix={"large": 118.0, "small": 2.0})
     orders, index = packed(tmp_path, recipe, [1100], 1.0)
     assert readings(index, orders)["seen"]["small"] == [0.0, 1.0]
 

@@ -172,6 +172,30 @@ def test_a_roll_back_passes_over_the_window_and_a_stop_changes_nothing(
     assert told_of(tmp_path / "stopped", "roll_back") == [event]
 
 
+AT_REST = {**LONG, "optimizer": {"peak_learning_rate": 1e-5}}
+"""Losses that hardly fall any more."""
+
+
+def test_a_loss_that_rises_as_a_whole_is_rolled_back_from_though_no_step_of_it_is_a_spike(
+    run: Run, poison: Callable[..., None], tmp_path: Path
+) -> None:
+    rules = {"drift_steps": 8}
+    poison(range(45, 53), 1.0245, **AT_REST)
+    whole = run("drifted", train=rules, **AT_REST)
+    assert told_of(tmp_path / "drifted", "skip") == [] and told_of(tmp_path / "listened", "roll_back") == []
+    (event,) = told_of(tmp_path / "drifted", "roll_back")
+    assert event["reason"].startswith("the median loss of 8 steps, ")
+    assert 48 <= event["step"] <= 52 and event["since"] == event["step"] - 7
+    assert event["to"] < event["since"] and event["to"] % 3 == 0
+    rows = rows_of(tmp_path / "drifted")
+    assert {event["to"] + 1, event["step"]} <= {row["step"] for row in rows if "passed_over" in row}
+    for stop_at in (44, event["step"] - 1, event["step"]):
+        with pytest.raises(Stop):
+            run("stopped", stop_at, train=rules, **AT_REST)
+    assert hash_of(run("stopped", train=rules, **AT_REST)) == hash_of(whole)
+    assert rows_of(tmp_path / "stopped") == rows
+
+
 def test_killed_between_the_record_of_a_roll_back_and_the_roll_back(
     run: Run, poison: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
