@@ -66,7 +66,8 @@ def main() -> int:
     if not (given.quick or given.only):
         result = {"faults": len(soak.faults), "inside a save": saves, "lost": len(soak.lost), "runs": soak.counts.runs}
         again = {"rows done again, bit for bit": soak.counts.rows_again}
-        record("soak", {**result, **again, "seed": given.seed, "minutes": round(minutes, 1)})
+        kinds = Counter(fault.kind for fault in soak.faults)
+        record("soak", {**result, **kinds, **again, "seed": given.seed, "minutes": round(minutes, 1)})
     print(f"soak: {line}")
     few_saves = not given.quick and not given.only and saves < SAVES_GOAL * len(wanted)
     return int(bool(soak.lost) or len(soak.faults) < len(wanted) or few_saves)

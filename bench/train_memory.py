@@ -5,9 +5,9 @@
 Each part runs in a process of its own, whose peak memory is told. The head: one forward and backward of 2,048 x 256,000 at 8,192
 tokens, with weights and gradients in bf16, and again in float32 as `auto` precision has them, both multiplied in bf16 where the
 processor does; what it takes beyond the weights, and, where all scores fit at once, its loss and gradients beside the plain ones in
-float32. The whole: recipes/fox-1-1.6b.toml's model with random weights, Adafactor, stochastic rounding and recomputed blocks, on
-made-up text that can be learnt, and no more than 24 GB. --quick is the heads at 2,048 tokens and a model of 4 blocks with a
-vocabulary of 32,000 for 3 steps.
+float32. The whole: `fox pretrain bench/train_memory/whole.toml`, Fox-1's model from random weights on ../shared/data/text (without
+it: exit code 3), with its checkpoints and its scoring, in no more than 24 GB. --quick is the heads at 2,048 tokens and a model of 4
+blocks with a vocabulary of 32,000 for 3 steps.
 
 Goals: 3 GB beyond the head's weights, of either type (of float32, 2.1 GB are the gradient); from the plain loss and gradients 1e-5 in
 float32, and 2^-7 with bf16 products, whose every factor is rounded by up to 2^-9; the whole in 24 GB, its loss falling.
@@ -20,6 +20,7 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -29,15 +30,10 @@ import torch
 from results import ROOT, record
 from torch import Tensor
 
-from fox.model import ModelConfig, Transformer
 from fox.model.loss import plain_summed_loss, summed_loss
 from fox.model.loss_by_vocabulary import summed_loss_by_vocabulary
-from fox.recipe import load_recipe
-from fox.recipe.schema import Optimizer
 from fox.train.allocator import keep_freed_memory
-from fox.train.machine import multiplies_in_bf16, product_type, resolve_precision
-from fox.train.narrow_weights import narrow_matrices
-from fox.train.optimizer import make_optimizer
+from fox.train.machine import product_type, resolve_precision
 
 GB = 1e9
 HEAD_GOAL = 3 * GB
@@ -45,6 +41,7 @@ WHOLE_GOAL = 24 * GB
 EQUAL_GOAL = 1e-5
 BF16_EQUAL_GOAL = 2**-7
 PRECISION = "bf16-weights"
+RECIPE = Path(__file__).with_name("train_memory") / "whole.toml"
 
 
 def main() -> int:
@@ -64,6 +61,9 @@ def main() -> int:
         }
         print(json.dumps(parts[part]()))
         return 0
+    if not (ROOT.parent / "shared" / "data" / "text").is_dir():
+        print("../shared/data/text is not there")
+        return 3
     steps = given.steps or (3 if given.quick else 20)
     made = {part: in_own_process(part, given.quick, steps) for part in ("head", "auto head", "equal", "whole")}
     return conclude(made, given.quick, given.json)
@@ -84,7 +84,8 @@ def conclude(made: dict[str, Any], quick: bool, as_json: Path | None) -> int:
         "whole, steps of 2,048 tokens": len(losses),
         "whole, s a step": f"{all_of_it['seconds'] / len(losses):.0f}",
         "whole, loss": f"{losses[0]:.2f} to {losses[-1]:.2f}",
-        "whole, peak GB": f"{all_of_it['peak_bytes'] / GB:.2f} of {WHOLE_GOAL / GB:.0f}",
+        "whole, GB in its steps": f"{all_of_it['steps_bytes'] / GB:.2f}",
+        "whole, peak GB, saved and scored": f"{all_of_it['peak_bytes'] / GB:.2f} of {WHOLE_GOAL / GB:.0f}",
     }
     for name, value in result.items():
         print(f"{name}: {value}")
@@ -160,48 +161,25 @@ def apart(ours: list[Tensor], plain: list[Tensor]) -> list[float]:
 
 
 def whole(quick: bool, steps: int) -> dict[str, Any]:
-    """Steps of the whole model, each on its own row."""
-    recipe = load_recipe(ROOT / "recipes" / "fox-1-1.6b.toml").recipe
-    shape = {"num_hidden_layers": 4} if quick else {}
-    vocab_size = 32_000 if quick else recipe.tokenizer.vocab_size
-    model = Transformer(ModelConfig.from_recipe(recipe.model.model_copy(update=shape), vocab_size))
-    model.initialise(torch.Generator().manual_seed(0))
-    narrow_matrices(model)
-    model.checkpointing = True
-    optimizer = make_optimizer(model, Optimizer(name="adafactor", peak_learning_rate=1e-2), PRECISION, seed=0)
-    losses = []
-    started = time.perf_counter()
-    for step in range(steps):
-        row_BT = made_up_row(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_in_bf16(PRECISION)):
-            hidden_BTD = model(row_BT[:, :-1])
-            loss = summed_loss(hidden_BTD.flatten(0, 1), model.output_weight_VD, row_BT[:, 1:].flatten()) / 2048
-        del hidden_BTD
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        print(
-            f"step {step + 1}: loss {losses[-1]:.3f}, {time.perf_counter() - started:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+    """Steps of the whole model by `fox pretrain`, with its checkpoints and the scoring of held-out text after them."""
+    words = [f"stage.all.tokens={2048 * steps}"]
+    if quick:
+        words += ["model.num_hidden_layers=4", "tokenizer.vocab_size=32_000"]
+    options = [part for word in words for part in ("-o", word)]
+    with tempfile.TemporaryDirectory() as run:
+        for step in ("tokenizer", "data", "pretrain"):
+            command = [sys.executable, "-m", "fox", step, str(RECIPE), "--out", run, *options]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)
+        made = Path(run) / "pretrain"
+        rows = [json.loads(line) for line in (made / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        facts = json.loads((Path(run) / "manifests" / "pretrain.json").read_text(encoding="utf-8"))["facts"]
     return {
-        "parameters": model.num_parameters(),
-        "losses": losses,
-        "seconds": time.perf_counter() - started,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "parameters": facts["parameters"],
+        "losses": [row["loss"] for row in rows],
+        "seconds": rows[-1]["seconds"],
+        "steps_bytes": rows[-1]["memory_bytes"],
+        "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
     }
-
-
-def made_up_row(step: int) -> Tensor:
-    """2,049 tokens of the first thousand, each of which is followed by one of four."""
-    generator = torch.Generator().manual_seed(step)
-    row_BT = torch.zeros(1, 2049, dtype=torch.long)
-    choice_T = torch.randint(0, 4, (2049,), generator=generator).tolist()
-    for at in range(1, 2049):
-        row_BT[0, at] = (row_BT[0, at - 1] * 7 + choice_T[at] * 31 + 1) % 1000
-    return row_BT
 
 
 class PeakMemory:

@@ -35,7 +35,7 @@ def plan(
         str,
         typer.Option(
             metavar="HOW",
-            help="This machine, where no GPU or rate is given: auto (as the recipe trains; where that compiles, a minute or more the first time), quick (seconds, not compiled), compiled (however long a pass takes), no. With --budget, auto is quick.",
+            help="This machine, where no GPU or rate is given: auto (as the recipe trains; where that compiles, a minute or more the first time), quick (seconds, not compiled), compiled (however long a pass takes), no. With --budget, auto times sizes quickly, and the one that it chooses as the recipe trains.",
         ),
     ] = "auto",
     budget: Annotated[

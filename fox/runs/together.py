@@ -234,7 +234,7 @@ def _memory_told(recipe: Recipe) -> Iterator[None]:
         mends.append("a smaller model, or more processes to share it")
         raise Failure(
             f"the memory does not suffice ({shorten(str(error).partition(chr(10))[0])}). What takes less: {'; '.join(mends)}. "
-            "A training that has begun goes on only as it began: do it again with --redo, or another --out."
+            "With fewer rows, or on more processes, a training that has begun goes on; else do it again with --redo, or another --out."
         ) from error
 
 

@@ -259,14 +259,17 @@ def train_step(
         by_source.add(some, each_BL, batch)
     loss = float(job.team.sum(torch.tensor(loss, dtype=torch.float64, device=device())))
     norm = clip_gradients(training, job.optimizer.clip_norm, job.team)
-    # The one place where a step can still be refused: loss and norm are the same on every rank, and no weight has changed.
+    means = by_source.means(job.team)
+    # Ranks that work on the same rows round in their own ways where their machines differ; by the leader's numbers all judge, and mix, alike.
+    loss, norm, *of_sources = job.team.as_leader([loss, norm, *means.values()])
+    # The one place where a step can still be refused: no weight has changed.
     verdict = watch.judge({**about, "loss": loss, "gradient_norm": norm})
     if verdict.action == "go":
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     row = {
         "loss": loss,
-        "loss_by_source": by_source.means(job.team),
+        "loss_by_source": dict(zip(means, of_sources, strict=True)),
         "learning_rate": rate,
         "gradient_norm": norm,
         **told(rows, order.stage.row_length),

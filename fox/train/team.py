@@ -63,6 +63,10 @@ class Team:
         """The largest `value` of any rank."""
         return value
 
+    def as_leader(self, values: list[float]) -> list[float]:
+        """The leader's numbers, on every rank: what is decided by them is decided alike."""
+        return values
+
     def from_leader(self, make: Callable[[], Any]) -> Any:
         """What `make` gives on the leader (JSON), on every rank. Raises Ended on the others where it fails."""
         return make()
@@ -110,6 +114,11 @@ class ManyRanks(Team):
         largest = torch.tensor(value, device=device())
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)
+
+    def as_leader(self, values: list[float]) -> list[float]:
+        told = torch.tensor(values, dtype=torch.float64, device=device())
+        dist.broadcast(told, src=0)
+        return told.tolist()
 
     def from_leader(self, make: Callable[[], Any]) -> Any:
         self._said += 1

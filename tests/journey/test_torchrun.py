@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -11,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +80,33 @@ def exit_code_left(run: Path) -> int:
     return json.loads((run / "outcome.json").read_text())["exit_code"]
 
 
-def assert_same_training(made: Path, whole: Path) -> None:
+@contextlib.contextmanager
+def damaged(folder: Path, code: str) -> Iterator[None]:
+    """All processes that start here run `code` first."""
+    (folder / "damage").mkdir()
+    (folder / "damage/sitecustomize.py").write_text(code)
+    before = ENVIRONMENT["PYTHONPATH"]
+    ENVIRONMENT["PYTHONPATH"] = f"{folder / 'damage'}{os.pathsep}{before}"
+    try:
+        yield
+    finally:
+        ENVIRONMENT["PYTHONPATH"] = before
+
+
+def assert_same_training(made: Path, whole: Path, rel: float = 1e-5) -> None:
     """The same data in the same order, and the same numbers but for the order in which they are added."""
     mine, theirs = rows(made), rows(whole)
     assert [[row[key] for key in DATA if key in row] for row in mine] == [
         [row[key] for key in DATA if key in row] for row in theirs
     ]
     for key in ("loss", "gradient_norm"):
-        assert [row[key] for row in mine] == pytest.approx([row[key] for row in theirs], rel=1e-5)
+        both = [[row[key] for row in of if key in row] for of in (mine, theirs)]
+        assert both[0] == pytest.approx(both[1], rel=rel)
     for scores in sorted((whole / "pretrain/heldout").iterdir()):
         bits = [json.loads((run / "pretrain/heldout" / scores.name).read_text()) for run in (made, whole)]
-        assert bits[0]["bits_per_byte"] == pytest.approx(bits[1]["bits_per_byte"], abs=2e-4)  # of four digits
+        assert bits[0]["bits_per_byte"] == pytest.approx(
+            bits[1]["bits_per_byte"], abs=max(2e-4, 4 * rel)
+        )  # of four digits
 
 
 @pytest.fixture(scope="module")
@@ -184,21 +201,87 @@ def test_every_way_to_share_trains_as_one_process_does(
 
 @pytest.mark.slow
 def test_the_comparison_notices_gradients_that_are_not_summed(untrained: Path, calm: Path) -> None:
-    damage = untrained / "damage"
-    damage.mkdir()
-    (damage / "sitecustomize.py").write_text(
+    with damaged(
+        untrained,
         "from torch.distributed.fsdp import FSDPModule\n"
         "true = FSDPModule.set_gradient_divide_factor\n"
-        "FSDPModule.set_gradient_divide_factor = lambda self, factor: true(self, 1.01)\n"
-    )
-    before = ENVIRONMENT["PYTHONPATH"]
-    ENVIRONMENT["PYTHONPATH"] = f"{damage}{os.pathsep}{before}"
-    try:
+        "FSDPModule.set_gradient_divide_factor = lambda self, factor: true(self, 1.01)\n",
+    ):
         torchrun(untrained, 2, *PRETRAIN)
-    finally:
-        ENVIRONMENT["PYTHONPATH"] = before
     with pytest.raises(AssertionError):
         assert_same_training(untrained / RUN, calm / RUN)
+
+
+POISON = """
+import fox.train.loop as loop
+plain_step, plain_pass, now = loop.train_step, loop.summed_pass, {}
+def train_step(training, optimizer, job, *rest):
+    now["is poisoned"] = rest[-1]["step"] in (8, 9) and job.team.rank == job.team.size - 1
+    return plain_step(training, optimizer, job, *rest)
+def summed_pass(*given):
+    loss = plain_pass(*given)
+    return loss * float("nan") if now["is poisoned"] else loss
+loop.train_step, loop.summed_pass = train_step, summed_pass
+"""
+"""Steps 8 and 9 have losses that are no number, on the last rank alone."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["-o", "train.tensor_parallel=2"]], ids=["fsdp-2", "tensor-2"])
+def test_all_ranks_skip_and_roll_back_where_one_of_them_sees_trouble(
+    untrained: Path, tmp_path: Path, words: Sequence[str]
+) -> None:
+    alone = shutil.copytree(untrained, tmp_path / "alone")
+    rules = ("-o", "train.skips_in_a_row=2")
+    with damaged(tmp_path, POISON):
+        fox(alone, *PRETRAIN, *rules)
+        torchrun(untrained, 2, *PRETRAIN, *rules, *words)
+    told = [[event for event in events(folder / RUN) if event["event"] != "went on"] for folder in (untrained, alone)]
+    facts = [[{key: event.get(key) for key in ("event", "step", "to", "since")} for event in each] for each in told]
+    assert facts[0] == facts[1] == [
+        {"event": "skip", "step": 8, "to": None, "since": None},
+        {"event": "roll_back", "step": 9, "to": 6, "since": 8},
+    ]  # fmt: skip
+    assert [row["step"] for row in rows(untrained / RUN) if "passed_over" in row] == [7, 8, 9]
+    assert_same_training(untrained / RUN, alone / RUN)
+
+
+@pytest.mark.slow
+def test_ranks_follow_the_loss_and_average_as_one_process_does(untrained: Path, tmp_path: Path) -> None:
+    """The stage after one whose mixture follows the loss is packed when that is over: by one rank, while the other waits."""
+    alone = shutil.copytree(untrained, tmp_path / "alone")
+    words = [*PRETRAIN, "-o", "stage.longer.mix_follows=odm", "-o", "stage.longer.mix_every_steps=2"]
+    words += ["-o", "stage.last.batch_ramp={ start = 256, tokens = 512 }", "-o", "stage.last.rows=2"]
+    words += ["-o", "train.average_checkpoints=2"]
+    fox(alone, *words)
+    torchrun(untrained, 2, *words)
+    mixes = [[event for event in events(folder / RUN) if event["event"] == "mix"] for folder in (untrained, alone)]
+    assert [event["step"] for event in mixes[0]] == [event["step"] for event in mixes[1]] == [13, 15]
+    assert [event["mix"] for event in mixes[0]] == [pytest.approx(event["mix"], rel=1e-4) for event in mixes[1]]
+    assert (untrained / RUN / "pretrain/packing/after-longer/manifest.json").is_file()
+    assert (untrained / RUN / "pretrain/heldout/base.json").is_file()
+    assert_same_training(untrained / RUN, alone / RUN)
+
+
+@pytest.mark.slow
+def test_ranks_train_compiled_in_bf16_with_our_own_attention(untrained: Path, tmp_path: Path) -> None:
+    """As recipes have it by default; stopped once."""
+    import torch
+
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no bf16 instructions")
+    alone = shutil.copytree(untrained, tmp_path / "alone")
+    words = [*PRETRAIN, "-o", "train.precision=bf16", "-o", "train.compile=true", "-o", "model.head_dim=32"]
+    words += ["-o", "train.activation_checkpointing=true"]
+    fox(alone, *words)
+    process = start(untrained, 2, *words)
+    wait_until(lambda: num_rows(untrained / METRICS) >= 7, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=100)
+    torchrun(untrained, 2, *words)
+    assert json.loads((untrained / RUN / "manifests/pretrain.json").read_text())["facts"]["precision"] == "bf16"
+    # bf16 has 8 bits: sums of other passes differ by 2^-9 of a gradient, and steps carry that on.
+    assert_same_training(untrained / RUN, alone / RUN, rel=2e-2)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fox.artifacts import sha256_of
+from fox.artifacts import PARTIAL, sha256_of
 from fox.errors import Failure, UserError
 from fox.formats.safetensors import write_safetensors
 from fox.recipe import Recipe
@@ -136,6 +137,37 @@ def test_the_latest_moves_only_when_its_checkpoint_is_whole(
     monkeypatch.setattr(checkpoint, "write_atomically", watched)
     of(folder).save(Progress(3), *trained(3))
     assert seen == [("step-00000002\n", "step-00000003\n", WHOLE)]
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_the_latest_names_it(
+    trained: Callable[[int], State], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no kill can show, for the page cache outlives a process: after a power cut only what was synced is there."""
+    story: list[str] = []
+    fsync, replace, rename = os.fsync, Path.replace, Path.rename
+
+    def told(path: Path) -> str:
+        return path.resolve().relative_to(folder.resolve()).as_posix().replace(PARTIAL, "")
+
+    def synced(descriptor: int) -> None:
+        story.append(f"synced {told(Path(f'/proc/self/fd/{descriptor}'))}")
+        fsync(descriptor)
+
+    def renamed(path: Path, target: Path, how: Callable[..., Path]) -> Path:
+        story.append(f"named {told(target)}")
+        return how(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", lambda path, target: renamed(path, target, replace))
+    monkeypatch.setattr(Path, "rename", lambda path, target: renamed(path, target, rename))
+    of(folder).save(Progress(3), *trained(3))
+    name = "step-00000003"
+    named, last = story.index(f"named {name}"), story.index("named latest")
+    files = {f"synced {name}/{file}" for file in WHOLE}
+    assert {*files, f"synced {name}"} <= set(story[:named]), "the files and the folder that lists them"
+    assert "synced ." in story[named:last], "the folder that lists the checkpoint"
+    assert any(each.startswith("synced ") and "latest" in each for each in story[:last]), "and what latest says"
+    assert "synced ." in story[last:]
 
 
 @pytest.mark.parametrize("content", ["", "step-1/../../x", "newest", "\xff\xfe"])

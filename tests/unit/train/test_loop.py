@@ -15,6 +15,7 @@ from fox.artifacts import sha256_of_json
 from fox.errors import Failure, UserError
 from fox.formats.token_shards import Shard
 from fox.model import Transformer
+from fox.model.transformer import Block
 from fox.progress import Meter
 from fox.recipe import Recipe
 from fox.train.checkpoint import Checkpoints
@@ -23,6 +24,7 @@ from fox.train.stages import new_model, pretrain, total_tokens, tune
 from tests.unit.train.stops import slowly
 
 Scores = list[tuple[str, str]]
+TRAIN = {"precision": "float32", "compile": False, "checkpoint_every_steps": 3}
 
 
 class Stop(Exception):  # noqa: N818 (it is nobody's error)
@@ -83,6 +85,26 @@ def test_twenty_steps_have_the_losses_that_they_had(
     # 1e-7. A wrong mask, order, schedule or decay moves the losses by 1e-3 and more.
     for row, was in zip(made, expected, strict=True):
         assert row == pytest.approx(was, rel=1e-4)
+
+
+def test_a_recipe_that_makes_blocks_twice_has_the_same_losses(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+    plain = Block.forward
+
+    def counted(*given: Any) -> Any:
+        nonlocal made
+        made += torch.is_grad_enabled()
+        return plain(*given)
+
+    monkeypatch.setattr(Block, "forward", counted)
+    counts = []
+    for name, twice in (("once", False), ("twice", True)):
+        run(name, train={**TRAIN, "activation_checkpointing": twice})
+        counts.append(made)
+    assert counts[1] == 3 * counts[0], "twice as many as the first time, beside those"
+    assert rows_of(tmp_path / "twice") == rows_of(tmp_path / "once")
 
 
 def test_the_golden_losses_notice_a_lost_decay(
