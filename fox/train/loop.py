@@ -161,7 +161,9 @@ def train(model: Transformer | None, job: Job, meter: Meter, after_stage: AfterS
         while course.progress.step < len(steps):
             progress = course.progress
             step = steps[progress.step]
-            job.packing.reach(step.order.name, course.mixtures.orders)
+            if not job.packing.has(step.order.name):
+                with stop.at_once():  # the checkpoint of the stage before it is safe
+                    job.packing.reach(step.order.name, course.mixtures.orders)
             began = time.perf_counter()
             about = {"step": progress.step + 1, "tokens": step.tokens_seen, "stage": step.order.name}
             verdict = Verdict("go")

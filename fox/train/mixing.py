@@ -123,8 +123,8 @@ class Mixtures:
         if planned.stage.mix_follows is None or done % planned.stage.mix_every_steps or done == planned.steps:
             return None
         step = row["step"] + 1
-        if any(event["step"] == step for event in _mixes(events, planned.name)):
-            return None
+        if any(event["event"] == "mix" and event["step"] >= step for event in events):
+            return None  # a step that is done again, and what came after it is on record
         before = [event for event in _mixes(events, planned.name) if event["step"] < step]
         first = planned.mix_at(0)
         losses = {name: self._nats[name] / tokens for name, tokens in self._tokens.items()}

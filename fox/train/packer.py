@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -78,7 +79,8 @@ def make_lanes(
                 if order.stage.mix_follows:
                     for writer in mine:
                         writer.needed = most_chunks(order, writer.lane)
-                    _fill(mine, stock, most, pool, meter)
+                    # Not by the limit, which may change: the mixture is kept within that when it follows the loss.
+                    _fill(mine, stock, sys.maxsize, pool, meter)
             lanes += [writer.close() for writer in writers]
     return lanes, {source: round(seen, _EPOCH_DIGITS) for source, seen in epochs.items() if seen}
 
@@ -90,7 +92,8 @@ def check_limit(
     `make_lanes` gave it."""
     for source, seen in epochs.items():
         shard = stocks[source].shard
-        if seen > round(stocks[source].documents_within(limit.epochs) / len(shard), _EPOCH_DIGITS):
+        most_documents = max(stocks[source].documents_within(limit.epochs), limit.epochs * len(shard))
+        if seen > round(most_documents / len(shard), _EPOCH_DIGITS):
             most = limit.epochs * len(shard.tokens)
             users = [order for order in orders if any(lane.source == source for lane in order.lanes)]
             met = next((order for at, order in enumerate(users) if room_of(source, users[: at + 1]) > most), users[-1])

@@ -12,6 +12,7 @@ Both are functions of the seed, the shards and the record alone.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -32,7 +33,7 @@ from fox.train.lane_writer import ARRAYS, array_path
 from fox.train.packed_lane import PackedLane, part_of
 from fox.train.packer import Limit, check_limit, make_lanes, may_cut, most_chunks, room_of, seen_too_often
 from fox.train.shuffle import key_of
-from fox.train.stock import Stock, from_rows, to_rows
+from fox.train.stock import Stock, from_rows, joined, to_rows
 
 FORMAT = 3
 _SECOND_FORMAT = 2
@@ -80,9 +81,11 @@ class Packing:
         while not self.has(stage):
             folder, made_of = self._next(went)
             with _one_at_a_time(folder):
-                if self._is_of(folder, made_of):
-                    self._check_limit(folder)  # which may be another than it was then
-                else:
+                is_made = self._is_of(folder, made_of)
+                if not is_made:
+                    self._check_format(folder)
+                self._check_limit(folder if is_made else None, went)
+                if not is_made:
                     self._make(folder, made_of, went, meter or Meter("pack", None, "tokens"))
             self._open(folder)
 
@@ -91,6 +94,7 @@ class Packing:
         while len(self._opened) < len(self._legs):
             folder, made_of = self._next(went)
             if not self._is_of(folder, made_of):
+                self._check_format(folder)
                 break
             self._open(folder)
 
@@ -113,8 +117,6 @@ class Packing:
 
     def _make(self, folder: Path, made_of: dict[str, Any], went: Mapping[str, StageOrder], meter: Meter) -> None:
         leg = self._legs[len(self._opened)]
-        if not self._opened:
-            self._check_first(folder)
         stocks = self._stocks(went)
         with folder_made_whole(folder) as partial:
             lanes, epochs = make_lanes(partial, leg, stocks, self._limit, meter, self._workers)
@@ -123,28 +125,28 @@ class Packing:
                 manifest["left"] = {name: _save_left(partial, stock) for name, stock in stocks.items()}
             write_json(partial / "manifest.json", {**manifest, "sha256_of_lanes": _seal(manifest)})
 
-    def _check_limit(self, folder: Path) -> None:
-        """Raise UserError where the stages of a leg that is packed, and those before it, take more of a source than may be seen."""
-        stages = [order for leg in self._legs[: len(self._opened) + 1] for order in leg]
-        stocks = {name: Stock(name, shard, self._orders[0].seed) for name, shard in self.shards.items()}
-        check_limit(_manifest(folder)["epochs"], stages, stocks, self._limit)
+    def _check_limit(self, made: Path | None, went: Mapping[str, StageOrder]) -> None:
+        """Raise UserError where a source would be seen too often by the end of the run; `made` is the next leg's index where there is one."""
+        if made and not self._opened:  # the limit may be another than it was then
+            stocks = {name: Stock(name, shard, self._orders[0].seed) for name, shard in self.shards.items()}
+            check_limit(_manifest(made)["epochs"], self._legs[0], stocks, self._limit)
+        if len(self._legs) > 1:
+            orders = [went.get(order.name, order) for order in self._orders]
+            for source in dict.fromkeys(lane.source for order in orders for lane in order.lanes):
+                tokens = len(self.shards[source].tokens)
+                for stages, met in enumerate(orders, start=1):
+                    if room_of(source, orders[:stages]) > self._limit.epochs * tokens:
+                        raise seen_too_often(source, orders, tokens, self._limit, met)
 
-    def _check_first(self, folder: Path) -> None:
-        """Raise where the run could not be packed to its end, or went otherwise so far."""
-        if len(self._legs) == 1 and not self._orders[-1].stage.mix_follows:
-            return
-        known = _what_it_was_made_of(folder)
-        if isinstance(known, dict) and known.get("format") == _SECOND_FORMAT:
+    def _check_format(self, folder: Path) -> None:
+        """Raise Failure where the first leg was packed by an older Fox that lost what its last stage left."""
+        known = _what_it_was_made_of(folder) if not self._opened else None
+        is_older = isinstance(known, dict) and known.get("format") == _SECOND_FORMAT
+        if is_older and any(order.stage.mix_follows for order in self._orders):
             raise Failure(
                 f"{folder}: was packed by an older Fox, which lost what a stage whose mixture follows the loss had not read. "
                 "Go on with that Fox, or train again with --redo pretrain or another --out."
             )
-        if len(self._legs) > 1:
-            for source in dict.fromkeys(lane.source for order in self._orders for lane in order.lanes):
-                tokens = len(self.shards[source].tokens)
-                for stages, met in enumerate(self._orders, start=1):
-                    if room_of(source, self._orders[:stages]) > self._limit.epochs * tokens:
-                        raise seen_too_often(source, self._orders, tokens, self._limit, met)
 
     def _stocks(self, went: Mapping[str, StageOrder]) -> dict[str, Stock]:
         """Each source as the stages of the opened legs have left it."""
@@ -163,7 +165,8 @@ class Packing:
                 for lane in before.lanes
                 if lane.source == name
             ]
-            left = from_rows(np.concatenate([*unread, np.load(path, allow_pickle=False)]))
+            rows = np.concatenate([*unread, np.load(path, allow_pickle=False)])
+            left = from_rows(joined(rows, self.shards[name]))
             stocks[name] = Stock(name, self.shards[name], seed, told["taken"], left)
         return stocks
 
@@ -297,10 +300,22 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
             folder.parent.mkdir(parents=True, exist_ok=True)
             while True:
                 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-                if os.fstat(descriptor).st_nlink:
-                    break
+                with contextlib.suppress(FileNotFoundError), _gone_on_a_share():
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                    if os.fstat(descriptor).st_nlink:
+                        break
                 os.close(descriptor)  # who held it has removed it: ours would be a lock that nobody else can see
         held.callback(os.close, descriptor)
         held.callback(lock.unlink, missing_ok=True)
         yield
+
+
+@contextlib.contextmanager
+def _gone_on_a_share() -> Iterator[None]:
+    """A file that another machine has removed as FileNotFoundError: NFS says ESTALE."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ESTALE:
+            raise FileNotFoundError(str(error)) from error
+        raise

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fox.formats.token_shards import Shard
-from fox.train.best_fit import Numbers
 from fox.train.curriculum import Lane, StageOrder
 from fox.train.packing import Packing
 from fox.train.pieces import NOTHING, Pieces, together
@@ -16,6 +15,8 @@ from fox.train.stock import documents_of, first_tokens
 
 MOST_ASTRAY = 0.005
 """How far a source's share of a stage's real tokens may lie from its share of the chunks before that is told."""
+
+_SLICE_TOKENS = 1 << 28
 
 
 def readings(index: Packing, orders: Sequence[StageOrder]) -> dict[str, Any]:
@@ -63,13 +64,21 @@ def _held(order: StageOrder, lane: Lane, shard: Shard, pieces: Pieces) -> dict[s
 
 def times_seen(pieces: Pieces, tokens: int) -> list[float]:
     """The shares of a shard's `tokens` that so many of these pieces have: none, one, two and so on."""
-    count = len(pieces)
-    places = np.concatenate([pieces.starts, pieces.starts + pieces.lengths, [0, tokens]])
-    order = np.argsort(places, kind="stable")  # at one place, pieces begin before others end
-    steps = np.repeat([1, -1, 0], [count, count, 2])
-    depths: Numbers = np.cumsum(steps[order])[:-1]
-    shares = np.bincount(depths, weights=np.diff(places[order])) / tokens
-    return [round(share, 4) for share in np.trim_zeros(shares, "b").tolist()]
+    starts, ends = np.sort(pieces.starts), np.sort(pieces.starts + pieces.lengths)
+    shares = np.zeros(1)
+    for first in range(0, tokens, _SLICE_TOKENS):  # a part at a time, for memory
+        end = min(first + _SLICE_TOKENS, tokens)
+        (begun, to_begin), (ended, to_end) = (
+            (np.searchsorted(places, first, "right"), np.searchsorted(places, end)) for places in (starts, ends)
+        )
+        places = np.concatenate([starts[begun:to_begin], ends[ended:to_end]])
+        order = np.argsort(places, kind="stable")
+        steps = np.repeat([1, -1], [to_begin - begun, to_end - ended])[order]
+        depths = begun - ended + np.concatenate([[0], np.cumsum(steps)])
+        found = np.bincount(depths, weights=np.diff(places[order], prepend=first, append=end))
+        shares = np.pad(shares, (0, max(0, len(found) - len(shares))))
+        shares[: len(found)] += found
+    return [round(share, 4) for share in np.trim_zeros(shares / tokens, "b").tolist()]
 
 
 def padding_warnings(facts: Sequence[Mapping[str, Any]], orders: Sequence[StageOrder]) -> list[str]:

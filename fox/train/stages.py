@@ -23,7 +23,7 @@ from fox.train.events import read_events
 from fox.train.loop import AfterStage, Job, OnRow, Outcome, nobody, train
 from fox.train.machine import device, losses_depend_on, product_type, resolve_precision
 from fox.train.packer import Limit
-from fox.train.packing import Packing, open_packing, packing
+from fox.train.packing import Packing, packing
 from fox.train.readings import readings
 from fox.train.team import ALONE, Team, current_team
 
@@ -96,9 +96,10 @@ def what_was_read(
 ) -> dict[str, Any]:
     """What the training in `folder`, which is done, has read of its sources: see `readings`."""
     events = read_events(folder)
-    orders = curriculum(recipe, stages, {name: len(shard.tokens) for name, shard in shards.items()})
-    index = open_packing(folder / _INDEX, orders, shards, events)
-    return readings(index, [order.after(events) for order in orders])
+    orders, index = pack(recipe, stages, shards, folder)
+    went = {order.name: order.after(events) for order in orders}
+    index.reach(orders[-1].name, went)
+    return readings(index, list(went.values()))
 
 
 def check_same_run(recipe: Recipe, stages: Mapping[str, Stage], folder: Path, made_of: dict[str, Any]) -> None:

@@ -61,9 +61,12 @@ class Stock:
         """How many documents of the sequence it takes to have the tokens of so many epochs."""
         whole, part = divmod(epochs, 1)
         documents = int(whole) * len(self.shard)
-        if part:
-            of_last = np.cumsum(self._documents(int(whole), 0, len(self.shard)).lengths)
-            documents += min(len(of_last), int(np.searchsorted(of_last, part * len(self.shard.tokens))) + 1)
+        wanted, first = part * len(self.shard.tokens), 0
+        while wanted > 0 and first < len(self.shard):
+            end = min(first + GROUP_DOCUMENTS, len(self.shard))
+            ends = np.cumsum(self._documents(int(whole), first, end).lengths)
+            documents += min(len(ends), int(np.searchsorted(ends, wanted)) + 1)
+            wanted, first = wanted - int(ends[-1]), end
         return documents
 
     def group(
@@ -103,6 +106,23 @@ def to_rows(left: Iterable[OfEpoch]) -> Numbers:
     rows = [np.empty((0, 3), dtype=np.int64)]
     rows += [np.column_stack([np.full(len(of), epoch), of.starts, of.lengths]) for epoch, of in left]
     return np.concatenate(rows)
+
+
+def joined(rows: Numbers, shard: Shard) -> Numbers:
+    """Rows of pieces, with those that follow each other in one document and epoch as one, at the place of the first of them.
+
+    So a document of which nothing was read is whole again, into whatever chunks it was cut.
+    """
+    if not len(rows):
+        return rows
+    by_place = rows[(order := np.lexsort((rows[:, 1], rows[:, 0])))]
+    epoch, start, length = by_place.T
+    begins = np.ones(len(rows), dtype=bool)
+    same = (epoch[1:] == epoch[:-1]) & (start[1:] == start[:-1] + length[:-1])
+    begins[1:] = ~same | (first_tokens(shard, documents_of(shard, Pieces(start[1:], length[1:]))) == start[1:])
+    at = np.flatnonzero(begins)
+    made = np.column_stack([epoch[at], start[at], np.add.reduceat(length, at)])
+    return made[np.argsort(np.minimum.reduceat(order, at), kind="stable")]
 
 
 def from_rows(rows: Numbers) -> list[OfEpoch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from fox.errors import Failure, UserError
 from fox.formats.token_shards import Shard
 from fox.recipe import Recipe
 from fox.train.curriculum import Chunk, StageOrder, curriculum
+from fox.train.events import write_events
 from fox.train.mixing import Mixtures
 from fox.train.packer import Limit
 from fox.train.packing import Packing, open_packing, packing
 from fox.train.pieces import Pieces
 from fox.train.readings import readings, times_seen
+from fox.train.stages import pack, what_was_read
+from fox.train.stock import joined
 from tests.unit.train.micro_training import recipe_of, shard_of
 
 SIZES = {"a": 6000, "b": 6000}
@@ -212,13 +216,64 @@ def test_too_much_over_all_stages_is_an_error_before_the_first(two: dict[str, Sh
 def test_there_is_as_much_to_choose_from_as_a_source_could_be_given(two: dict[str, Shard], tmp_path: Path) -> None:
     recipe = recipe_with({**FOLLOWS, "tokens": 2 * 5376})
     orders = orders_of(recipe, two)
-    bins = {}
-    for limit in (ONE, FOUR):
+    seals = set()
+    for limit in (ONE, FOUR):  # which may change while the run goes on, and a damaged index is made anew
         index = packing(tmp_path / f"{limit.epochs}", orders, two, limit)
-        bins[limit] = [told["bins"] for told in index.facts]
+        assert [told["bins"] for told in index.facts] == [672, 672], "all rows"
         assert index.epochs == pytest.approx({"a": 0.9, "b": 0.9}, abs=0.02), "as planned"
-    assert bins[FOUR] == [672, 672], "all rows"
-    assert all(375 <= count <= 380 for count in bins[ONE]), "all documents"
+        seals.add(json.loads((tmp_path / f"{limit.epochs}" / "manifest.json").read_text())["sha256_of_lanes"])
+    assert len(seals) == 1
+
+
+def test_a_document_that_was_only_there_to_choose_from_is_whole_in_the_next_stages_longer_chunks(
+    two: dict[str, Shard], tmp_path: Path
+) -> None:
+    longer = {"chunk_length": 64, "rows": 1}
+    went, index = packed(tmp_path / "index", recipe_with(FOLLOWS, longer), two, RECORD, ONE)
+    for source, shard in two.items():
+        in_first = times_read(index, went[0], source)
+        lane = index.lanes["two", went[1].lanes[["a", "b"].index(source)]]
+        pieces = dict(zip(lane.piece_starts.tolist(), lane.piece_lengths.tolist(), strict=True))
+        whole = cut = 0
+        for document in range(len(shard)):
+            start, end = shard.span(document)
+            if end - start > 16 and start in pieces and not in_first[start:end].any():
+                whole, cut = whole + (pieces[start] == end - start), cut + (pieces[start] != end - start)
+        assert whole > 10 and cut < 0.1 * whole, "though the stage before has cut them at 16"
+
+
+def test_a_limit_that_is_lowered_later_holds_for_the_stages_that_are_packed_later(
+    two: dict[str, Shard], tmp_path: Path
+) -> None:
+    recipe = recipe_with({**FOLLOWS, "tokens": 2 * 5376}, {"tokens": 1280})
+    orders = orders_of(recipe, two)
+    packing(tmp_path / "index", orders, two, FOUR)
+    with pytest.raises(
+        UserError, match=r"source a has 6000 tokens, and would be seen about 1\.0 times: stage two comes"
+    ):
+        packing(tmp_path / "index", orders, two, Limit("train.max_epochs", 0.98))
+    enough = packing(tmp_path / "index", orders, two, FOUR)
+    enough.reach("two", gone(orders, []))
+    again = packing(tmp_path / "index", orders, two, Limit("train.max_epochs", 1.05))
+    again.reach("two", gone(orders, []))  # what was there to choose from was not read
+
+
+def test_what_was_read_is_told_of_all_stages_though_an_index_was_lost(two: dict[str, Shard], tmp_path: Path) -> None:
+    recipe = recipe_with(FOLLOWS, {})
+    write_events(tmp_path, RECORD)
+    pack(recipe, recipe.stage, two, tmp_path)[1].reach("two", gone(orders_of(recipe, two), RECORD))
+    told = what_was_read(recipe, recipe.stage, two, tmp_path)
+    shutil.rmtree(tmp_path / "packing")
+    assert what_was_read(recipe, recipe.stage, two, tmp_path) == told
+    assert {lane["stage"] for lane in told["packing"]} == {"one", "two"}
+
+
+def test_pieces_that_follow_each_other_are_one_again(tmp_path: Path) -> None:
+    shard = shard_of(tmp_path / "a.ds", [10, 20, 30])  # documents at 0, 10 and 30
+    rows = [[0, 40, 5], [0, 10, 8], [1, 30, 10], [0, 45, 15], [0, 0, 10], [0, 20, 10], [0, 18, 2], [1, 40, 3]]
+    made = joined(np.array(rows), shard)
+    assert made.tolist() == [[0, 40, 20], [0, 10, 20], [1, 30, 13], [0, 0, 10]]
+    assert joined(np.empty((0, 3), dtype=np.int64), shard).tolist() == []
 
 
 def test_an_older_foxs_index_is_read_as_it_is_where_no_mixture_follows_the_loss(
@@ -249,7 +304,11 @@ def test_what_is_left_is_hashed(two: dict[str, Shard], tmp_path: Path) -> None:
         packing(tmp_path / "index", orders, two, ONE).reach("two", gone(orders, RECORD))
 
 
-def test_times_seen_by_hand() -> None:
+def test_times_seen_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ten tokens: 0 to 3 once, 4 and 5 twice, 6 and 7 once, 8 three times, 9 never."""
     starts, ends = np.array([0, 4, 8, 8, 8]), np.array([6, 8, 9, 9, 9])
-    assert times_seen(Pieces(starts, ends - starts), 10) == [0.1, 0.6, 0.2, 0.1]
+    pieces = Pieces(starts, ends - starts)
+    assert times_seen(pieces, 10) == [0.1, 0.6, 0.2, 0.1]
+    for tokens in range(1, 11):
+        monkeypatch.setattr("fox.train.readings._SLICE_TOKENS", tokens)
+        assert times_seen(pieces, 10) == [0.1, 0.6, 0.2, 0.1]
