@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from fox.recipe import load_recipe
+from fox.plan import Measured, plan
+from fox.recipe import Recipe, load_recipe
 from fox.runs import choose
 from fox.runs.choose import Wish, propose_for
 from fox.train import machine
@@ -53,17 +54,43 @@ def test_blocks_are_timed_as_the_recipe_trains_them(how: str, compiles: bool, ro
     assert choose._compiles(recipe, Shape(rows, 128, {128: 1.0}), how) is expected
 
 
+def test_what_compiling_gains_at_the_chosen_size_all_sizes_are_taken_to_gain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[str] = []
+
+    def measured(recipe: Recipe, folder: Path, how: str, *_: object, **named: object) -> dict[str, Measured]:
+        """A machine of 1 GFLOP/s, and of 1.6 where blocks are compiled."""
+        asked.append(how)
+        speeds = {"quick": 1e9, "auto": 1.6e9, "compiled": 1.6e9}
+        made = plan(recipe)
+        per_token = sum(stage.flops for stage in made.stages) / made.tokens
+        return {stage.key: Measured(speeds[how] / per_token, 0, 0, 0, how != "quick", 1) for stage in made.stages}
+
+    monkeypatch.setattr(choose, "measure_here", measured)
+    base = load_recipe(RECIPES / "tiny.toml")
+    auto, all_compiled = (
+        json.loads(propose_for(base, "2h", Wish(measure=how), None, True, QUIET)) for how in ("auto", "compiled")
+    )
+    assert asked.count("auto") == 1
+    assert auto["tokens"] == pytest.approx(all_compiled["tokens"], rel=1e-3)
+    assert auto["parameters"] == all_compiled["parameters"]
+
+
 @pytest.mark.slow
-def test_a_proposal_says_that_its_speeds_are_of_blocks_that_were_not_compiled(
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch is about to drop
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # it looks at every input's gradient
+def test_a_proposal_times_the_size_that_it_chooses_as_training_runs_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     little = ["model.hidden_size=64", "model.intermediate_size=64", "model.num_hidden_layers=2"]
     pages = [
-        json.loads(propose_for(load_recipe(RECIPES / "tiny.toml", [*little, *other]), "2h", Wish(), None, True, QUIET))
-        for other in ([], ["train.compile=false"])
+        json.loads(propose_for(load_recipe(RECIPES / "tiny.toml", [*little, *other]), "10m", wish, None, True, QUIET))
+        for other, wish in (([], Wish()), ([], Wish(measure="quick")), (["train.compile=false"], Wish()))
     ]
-    assert [any("not compiled" in note for note in page["notes"]) for page in pages] == [True, False]
+    assert [any("not compiled" in note for note in page["notes"]) for page in pages] == [False, True, False]
 
 
 @pytest.mark.slow
