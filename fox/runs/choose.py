@@ -116,15 +116,15 @@ def propose_for(
             mend="Leave --gpu, --gpus, --mfu and --measure no away, or give --tokens-per-second of the recipe as it is.",
         )
     folder = Path("runs") / base.name
-    quick: dict[str, dict[str, Measured]] = {}
+    timed: dict[str, dict[str, Measured]] = {}
     gains: dict[str, float] = {}
 
     def speed_of(recipe: Recipe) -> dict[str, float]:
         name = recipe.model_dump_json()
-        if name not in quick:
+        if name not in timed:
             how = "quick" if wish.measure == "auto" else wish.measure  # sizes are many, and each compiles anew
-            quick[name] = measure_here(recipe, folder, how, console, limit_s=LIMIT_S / 2)
-        return {key: found.tokens_per_second * gains.get(key, 1.0) for key, found in quick[name].items()}
+            timed[name] = measure_here(recipe, folder, how, console, limit_s=LIMIT_S / 2)
+        return {key: found.tokens_per_second * gains.get(key, 1.0) for key, found in timed[name].items()}
 
     def speed_as_given(recipe: Recipe) -> dict[str, float]:
         """In proportion to the FLOPs: of the base it is known, of other sizes it is taken to be as efficient."""
@@ -135,7 +135,8 @@ def propose_for(
 
     train_tokens, room = _train_tokens(base, folder), _room(base, wish)
     made = propose(base, seconds, speed_as_given if given else speed_of, train_tokens, room)
-    if not given and wish.measure == "auto":
+    measured = [found for of_size in timed.values() for found in of_size.values()]
+    if not given and wish.measure == "auto" and base.train.compile:
         # As training will run it: the size that was chosen. The others are taken to gain as much by being compiled.
         model = made.recipe.model
         chosen = room.with_model(base, model) if room else base.model_copy(update={"model": model})
@@ -143,8 +144,6 @@ def propose_for(
         gains |= {key: found.tokens_per_second / before[key] for key, found in compiled.items() if key in before}
         made = propose(base, seconds, speed_of, train_tokens, room)
         measured = list(compiled.values())
-    else:
-        measured = [found for of_size in quick.values() for found in of_size.values()]
     if any(not found.compiled for found in measured):
         made = replace(made, notes=(*made.notes, _NOT_COMPILED))
     if write is not None:

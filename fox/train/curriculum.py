@@ -32,7 +32,7 @@ from step n of the run on (counted from 1, as in metrics.jsonl) its stage has th
 _PERIOD_ROWS = 1000
 """Lanes are interleaved so many rows at a time; in stages of more than a million rows, a thousandth of the stage."""
 
-_MOST_MISSED = 0.005
+MOST_MISSED = 0.005
 """Of a stage's tokens: a share that is missed by more than this is told."""
 
 
@@ -220,7 +220,7 @@ def mixture_warnings(recipe: Recipe, orders: Iterable[StageOrder]) -> list[str]:
         for key, weight in mix.items():
             asked = weight / sum(mix.values())
             share = sum(given[source] for source in recipe.sources_of(key, mix)) / sum(given.values())
-            if abs(share - asked) > _MOST_MISSED:
+            if abs(share - asked) > MOST_MISSED:
                 warnings.append(
                     f"{order.recipe_key}.mix: {key} gets {100 * share:.1f} % of the tokens, and not {100 * asked:.1f} %: the stage has "
                     f"{order.num_rows} rows of {order.stage.row_length} tokens to share out. More tokens, or a shorter longest chunk, come nearer."

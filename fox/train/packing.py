@@ -43,7 +43,8 @@ _SECOND_FORMAT = 2
 class Packing:
     """The index of a training, opened as far as it is known, and the shards that it points into.
 
-    `facts` say of each lane what it holds; `epochs`, how often each source is seen by the end of the opened stages, as planned.
+    `facts` say of each lane what it holds; `epochs`, how often each source is seen by the end of the stages that are packed before
+    training, as planned. What was read in all, `readings` counts.
     """
 
     def __init__(
@@ -81,11 +82,11 @@ class Packing:
         while not self.has(stage):
             folder, made_of = self._next(went)
             with _one_at_a_time(folder):
-                is_made = self._is_of(folder, made_of)
-                if not is_made:
+                if self._is_of(folder, made_of):
+                    self._check_limit(folder, went)
+                else:
                     self._check_format(folder)
-                self._check_limit(folder if is_made else None, went)
-                if not is_made:
+                    self._check_limit(None, went)
                     self._make(folder, made_of, went, meter or Meter("pack", None, "tokens"))
             self._open(folder)
 
@@ -191,7 +192,8 @@ class Packing:
                 key_of(of_order[stage].seed, stage, lane.source, str(lane.length)),
             )
         self.facts += manifest["lanes"]
-        self.epochs |= manifest["epochs"]
+        if not self._opened:
+            self.epochs = manifest["epochs"]
         self._opened.append((folder, manifest))
 
 
@@ -300,22 +302,20 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
             folder.parent.mkdir(parents=True, exist_ok=True)
             while True:
                 descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-                with contextlib.suppress(FileNotFoundError), _gone_on_a_share():
-                    fcntl.flock(descriptor, fcntl.LOCK_EX)
-                    if os.fstat(descriptor).st_nlink:
-                        break
+                if _holds(descriptor):
+                    break
                 os.close(descriptor)  # who held it has removed it: ours would be a lock that nobody else can see
         held.callback(os.close, descriptor)
         held.callback(lock.unlink, missing_ok=True)
         yield
 
 
-@contextlib.contextmanager
-def _gone_on_a_share() -> Iterator[None]:
-    """A file that another machine has removed as FileNotFoundError: NFS says ESTALE."""
+def _holds(descriptor: int) -> bool:
+    """Lock a file, once nobody else has it; whether it still has its name then. NFS says ESTALE where another machine has removed it."""
     try:
-        yield
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        return os.fstat(descriptor).st_nlink > 0
     except OSError as error:
         if error.errno == errno.ESTALE:
-            raise FileNotFoundError(str(error)) from error
+            return False
         raise

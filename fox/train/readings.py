@@ -8,13 +8,10 @@ from typing import Any
 import numpy as np
 
 from fox.formats.token_shards import Shard
-from fox.train.curriculum import Lane, StageOrder
+from fox.train.curriculum import MOST_MISSED, Lane, StageOrder
 from fox.train.packing import Packing
 from fox.train.pieces import NOTHING, Pieces, together
 from fox.train.stock import documents_of, first_tokens
-
-MOST_ASTRAY = 0.005
-"""How far a source's share of a stage's real tokens may lie from its share of the chunks before that is told."""
 
 _SLICE_TOKENS = 1 << 28
 
@@ -94,7 +91,7 @@ def padding_warnings(facts: Sequence[Mapping[str, Any]], orders: Sequence[StageO
                 real[told["source"]] = real.get(told["source"], 0.0) + of_lane * (1 - told["waste"])
         shares = {source: (room[source] / sum(room.values()), real[source] / sum(real.values())) for source in room}
         source = max(shares, key=lambda name: abs(shares[name][0] - shares[name][1]), default="")
-        if source and abs(shares[source][0] - shares[source][1]) > MOST_ASTRAY:
+        if source and abs(shares[source][0] - shares[source][1]) > MOST_MISSED:
             of_room, of_real = shares[source]
             lines.append(
                 f"{order.recipe_key}.mix: {source} has {of_room:.1%} of the chunks and {of_real:.1%} of the tokens, since "

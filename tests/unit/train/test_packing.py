@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -288,6 +289,22 @@ def test_of_many_that_ask_at_once_one_makes_it(two: dict[str, Shard], tmp_path: 
     for thread in asking:
         thread.join()
     assert len(found) == 4 and made == [1]
+
+
+def test_a_lock_that_another_machine_has_removed_meanwhile_is_made_anew(
+    two: dict[str, Shard], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NFS tells it, once."""
+    lock = packing_module.fcntl.flock
+    stale = [OSError(errno.ESTALE, "Stale file handle")]
+
+    def locked(descriptor: int, how: int) -> None:
+        if stale:
+            raise stale.pop()
+        lock(descriptor, how)
+
+    monkeypatch.setattr(packing_module.fcntl, "flock", locked)
+    assert packed(tmp_path / "index", many_lanes(), two)[1].lanes and not stale
 
 
 def test_a_limit_that_is_lowered_later_holds_for_an_index_that_is_there(two: dict[str, Shard], tmp_path: Path) -> None:
