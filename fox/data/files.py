@@ -17,7 +17,12 @@ from fox.recipe.schema import Source
 
 PAGES = (".txt", ".md", ".html", ".htm")
 ROWS = (".jsonl", ".json")
-READABLE = (*PAGES, *ROWS, *(f"{suffix}.gz" for suffix in (*PAGES, *ROWS)), ".parquet")
+ARCHIVES = (".warc", ".wet")
+COMPRESSED = (".gz", ".zst")
+READABLE = (
+    *(f"{suffix}{compression}" for suffix in (*PAGES, *ROWS, *ARCHIVES) for compression in ("", *COMPRESSED)),
+    ".parquet",
+)
 
 
 class SourceFile(NamedTuple):
@@ -28,6 +33,11 @@ class SourceFile(NamedTuple):
     """Its name below the source's path: the same on every machine, and fit to be shown."""
     suffix: str
     """One of READABLE."""
+
+    @property
+    def format(self) -> str:
+        """The suffix without that of a compression."""
+        return self.suffix.removesuffix(".gz").removesuffix(".zst")
 
 
 def files_of(name: str, source: Source, tally: Tally) -> list[SourceFile]:
@@ -57,7 +67,7 @@ def files_of(name: str, source: Source, tally: Tally) -> list[SourceFile]:
             source.path,
             problem=f"has no file to read that matches files = {source.files!r}"
             + (f" (passed over: {skipped})" if skipped else ""),
-            mend=f"Fox reads {', '.join(READABLE)}. Name another path, or other files: -o source.{name}.files='**/*'",
+            mend=f"Fox reads {', '.join((*PAGES, *ROWS, *ARCHIVES))} (also with {' or '.join(COMPRESSED)}) and .parquet. Name another path, or other files: -o source.{name}.files='**/*'",
         )
     return files
 
@@ -156,4 +166,4 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
 
 def _suffix(label: str) -> str:
     suffixes = PurePosixPath(label.lower()).suffixes
-    return "".join(suffixes[-2:] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+    return "".join(suffixes[-2:] if suffixes and suffixes[-1] in COMPRESSED else suffixes[-1:])

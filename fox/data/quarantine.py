@@ -14,6 +14,8 @@ from fox.recipe.schema import Source
 MAX_RECORD_BYTES = 64 * 2**20
 """The longest record. The Bible is 4 MiB: what is longer is a dump or a bomb, and would have to fit in memory."""
 
+TOO_LONG = f"is longer than {MAX_RECORD_BYTES // 2**20} MiB"
+
 KEPT = 20
 """How many bad records and skipped files are kept to be shown; the others are only counted."""
 
@@ -54,7 +56,7 @@ class Tally:
     bad: Counter[str] = field(default_factory=Counter)
     """Bad records by reason. A file that is broken as a whole, or from some place on, counts as one."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """What was cut from good records, by reason."""
+    """What was cut from good records, and records that hold no document, by reason."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Files that were not opened, by suffix or reason."""
     first_bad: list[Refusal] = field(default_factory=list)

@@ -10,21 +10,21 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import IO, NamedTuple, cast
 
-from fox.data.files import SourceFile
-from fox.data.html import main_text
+from fox.data.files import ARCHIVES, SourceFile
 from fox.data.json_stream import members, not_json
 from fox.data.parquet import parquet_rows
-from fox.data.quarantine import MAX_RECORD_BYTES, BadRecord
+from fox.data.quarantine import MAX_RECORD_BYTES, TOO_LONG, BadRecord
+from fox.data.web.reader import page_reader
+from fox.data.web.warc import NotAPage, Page, records_of
 from fox.errors import UserError
 
 
 class Row(NamedTuple):
     place: str
     value: object
-    """What the row holds, or a BadRecord."""
+    """What the row holds, a BadRecord, or NotAPage."""
 
 
 def rows_of(file: SourceFile, field: str) -> Iterator[Row]:
@@ -34,17 +34,21 @@ def rows_of(file: SourceFile, field: str) -> Iterator[Row]:
             for number, value in parquet_rows(file.path, field):
                 yield Row(f"{file.label} row {number}", value)
             return
-        with _opened(file.path, file.suffix.endswith(".gz")) as stream:
-            match file.suffix.removesuffix(".gz"):
+        if file.format in ARCHIVES:
+            yield from _pages(file, field)
+            return
+        with _opened(file) as stream:
+            match file.format:
                 case ".jsonl":
                     yield from _lines(stream, file.label)
                 case ".json":
                     for name, value in members(stream):
                         yield Row(f"{file.label} {name}", value)
                 case ".html" | ".htm":
-                    yield Row(file.label, {field: main_text(_whole(stream))})
+                    page = page_reader().read(_whole(stream))
+                    yield Row(file.label, {**page._asdict(), field: page.text})
                 case _:
-                    yield Row(file.label, {field: _whole(stream)})
+                    yield Row(file.label, {field: _text(_whole(stream))})
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise BadRecord("gzip is cut short or damaged", str(error)) from None
     except UnicodeDecodeError as error:
@@ -55,13 +59,13 @@ def rows_of(file: SourceFile, field: str) -> Iterator[Row]:
 
 def require_readers(name: str, files: Iterable[SourceFile]) -> None:
     """Raise UserError, before any work, where a library that one of the files needs is not installed."""
-    for suffix in sorted({file.suffix.removesuffix(".gz") for file in files}):
+    for suffix in sorted({suffix for file in files for suffix in (file.format, file.suffix)}):
         try:
-            match suffix:
-                case ".parquet":
-                    import pyarrow.parquet  # noqa: F401
-                case ".html" | ".htm":
-                    import resiliparse.extract.html2text  # noqa: F401
+            if suffix == ".parquet" or (suffix.endswith(".zst") and not suffix.startswith(ARCHIVES)):
+                import pyarrow.parquet  # noqa: F401
+            if suffix in (".html", ".htm", *ARCHIVES):
+                import fastwarc.warc  # noqa: F401
+                import resiliparse.extract.html2text  # noqa: F401
         except ImportError as error:
             raise UserError(
                 f"source.{name}.files",
@@ -70,15 +74,41 @@ def require_readers(name: str, files: Iterable[SourceFile]) -> None:
             ) from None
 
 
-def _opened(path: Path, zipped: bool) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if zipped else path.open("rb")
+def _opened(file: SourceFile) -> IO[bytes]:
+    if file.suffix.endswith(".gz"):
+        return cast(IO[bytes], gzip.open(file.path))
+    if file.suffix.endswith(".zst"):
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(str(file.path), compression="zstd"), 2**16)
+    return file.path.open("rb")
 
 
-def _whole(stream: IO[bytes]) -> str:
-    """All the text, with line ends as in any Python text file."""
+def _pages(file: SourceFile, field: str) -> Iterator[Row]:
+    """The pages of a web archive."""
+    for number, record in records_of(file.path):
+        place = f"{file.label} record {number}"
+        if not isinstance(record, Page):
+            yield Row(place, record)
+            continue
+        try:
+            page = page_reader().read(record.content, record.charset, is_html=record.is_html)
+        except BadRecord as bad:
+            yield Row(place, bad)
+        else:
+            value = {"url": record.url, "fetched": record.date, **page._asdict(), field: page.text}
+            yield Row(place, value if page.text.strip() else NotAPage("no main text"))
+
+
+def _whole(stream: IO[bytes]) -> bytes:
     content = stream.read(MAX_RECORD_BYTES + 1)
     if len(content) > MAX_RECORD_BYTES:
         raise BadRecord(TOO_LONG, content[:1000])
+    return content
+
+
+def _text(content: bytes) -> str:
+    """All the text, with line ends as in any Python text file."""
     text = content.decode("utf-8-sig")
     return io.IncrementalNewlineDecoder(None, translate=True).decode(text, final=True) if "\r" in text else text
 
@@ -103,6 +133,3 @@ def _from_json(line: bytes) -> object:
         return BadRecord("is not UTF-8", line)
     except (ValueError, RecursionError) as error:
         return not_json(error, line)
-
-
-TOO_LONG = f"is longer than {MAX_RECORD_BYTES // 2**20} MiB"

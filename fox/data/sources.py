@@ -9,9 +9,10 @@ from functools import cached_property
 
 from fox.artifacts import sha256_of_json
 from fox.data.conversations import Message, conversation_of
-from fox.data.files import PAGES, SourceFile, files_of
-from fox.data.quarantine import MAX_RECORD_BYTES, BadRecord, Tally, usable_text
-from fox.data.rows import TOO_LONG, require_readers, rows_of
+from fox.data.files import ARCHIVES, PAGES, SourceFile, files_of
+from fox.data.quarantine import MAX_RECORD_BYTES, TOO_LONG, BadRecord, Tally, usable_text
+from fox.data.rows import require_readers, rows_of
+from fox.data.web.warc import NotAPage
 from fox.recipe.schema import Source
 
 __all__ = ["Document", "Tally", "read_source"]
@@ -56,12 +57,15 @@ def _documents(name: str, source: Source, files: list[SourceFile], tally: Tally)
     field = "messages" if source.kind == "chat" else source.text_field
     for file in files:
         tally.files += 1
-        if source.kind == "chat" and file.suffix.removesuffix(".gz") in PAGES:
+        if source.kind == "chat" and file.format in (*PAGES, *ARCHIVES):
             tally.refuse(file.label, "a page of text among chats", whole_file=True)
             continue
         place = file.label
         try:
             for place, value in rows_of(file, field):
+                if isinstance(value, NotAPage):
+                    tally.left_out[value.reason] += 1
+                    continue
                 try:
                     document = _document(name, source, place, value, tally)
                 except BadRecord as bad:

@@ -57,6 +57,20 @@ def lines(*records: object) -> bytes:
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
 
+def zstd(content: bytes) -> bytes:
+    import pyarrow
+
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
+
+
+_ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n" + PAGE.encode()
+WARC = (
+    b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Record-ID: <urn:uuid:12345678-1234-1234-1234-123456789012>\r\n"
+    b"WARC-Date: 2024-03-05T10:00:00Z\r\nWARC-Target-URI: https://example.org/\r\n"
+    b"Content-Type: application/http;msgtype=response\r\nContent-Length: %d\r\n\r\n%s\r\n\r\n" % (len(_ANSWER), _ANSWER)
+)
+
+
 def write_parquet(path: Path, **columns: list[object]) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
@@ -84,6 +98,13 @@ def write_parquet(path: Path, **columns: list[object]) -> None:
         ("a.json.gz", gzipped(b'[{"text": "one"}]'), {"a.json.gz record 1": "one"}),
         ("a.html", PAGE.encode(), {"a.html": "Foxes\n\nThe fox is a small animal."}),
         ("a.htm.gz", gzipped(PAGE.encode()), {"a.htm.gz": "Foxes\n\nThe fox is a small animal."}),
+        ("a.html", "<meta charset=latin1><p>Füchse</p>".encode("latin-1"), {"a.html": "Füchse"}),
+        ("a.txt.zst", zstd(b"one"), {"a.txt.zst": "one"}),
+        ("a.jsonl.zst", zstd(lines({"text": "one"}, {"text": "two"})), {"a.jsonl.zst:1": "one", "a.jsonl.zst:2": "two"}),
+        ("a.json.zst", zstd(b'[{"text": "one"}]'), {"a.json.zst record 1": "one"}),
+        ("a.warc", WARC, {"a.warc record 1": "Foxes\n\nThe fox is a small animal."}),
+        ("a.warc.gz", gzipped(WARC), {"a.warc.gz record 1": "Foxes\n\nThe fox is a small animal."}),
+        ("a.warc.zst", zstd(WARC), {"a.warc.zst record 1": "Foxes\n\nThe fox is a small animal."}),
     ],
 )  # fmt: skip
 def test_each_format_is_read(tmp_path, name, content, expected):
@@ -278,7 +299,10 @@ def test_what_may_not_be_read_says_so(what):
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(("module", "name"), [("pyarrow", "a.parquet"), ("resiliparse", "a.html.gz")])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("pyarrow", "a.parquet"), ("pyarrow", "a.txt.zst"), ("resiliparse", "a.html.gz"), ("fastwarc", "a.warc.gz")],
+)
 def test_a_missing_library_is_named_before_any_reading(tmp_path, monkeypatch, module, name):
     (tmp_path / name).write_bytes(b"x")
     for loaded in [loaded for loaded in sys.modules if loaded.partition(".")[0] == module]:
@@ -334,7 +358,6 @@ def test_a_page_in_a_chat_source_and_a_text_row_are_bad(tmp_path):
 DAMAGED = {
     "utf16.txt": ("one".encode("utf-16"), "is not UTF-8", []),
     "latin.txt": ("Füchse".encode("latin-1"), "is not UTF-8", []),
-    "latin.html": ("<p>Füchse</p>".encode("latin-1"), "is not UTF-8", []),
     "cut.txt.gz": (gzipped(noise(9999).hex().encode())[:5000], "gzip is cut short or damaged", []),
     "cut.jsonl.gz": (
         gzipped(lines({"text": "one"}, {"text": "two"}, *[{"text": noise(999).hex()}] * 2))[:300],

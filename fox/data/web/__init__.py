@@ -1,0 +1,1 @@
+"""Web archives and web pages: records, charsets, the main text."""

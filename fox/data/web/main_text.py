@@ -1,0 +1,191 @@
+"""The main text of a web page: what its author wrote on this page, without menus, comments, teasers and notes of the site.
+
+Three steps, all on resiliparse's tree (lexbor): drop what no page's text is in; find the element that holds most of the running text;
+within it, drop blocks that are lists of links or say that they are something else. What is left is written out by resiliparse.
+The rules know HTML's elements, ARIA's roles and the words that people name parts of pages by; none knows a site, a generator or a theme.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+_NEVER = (
+    "script, style, noscript, template, iframe, object, svg, canvas, audio, video, button, input, select, textarea, nav, dialog,"
+    " [hidden], [aria-hidden=true], [role=navigation], [role=search], [role=banner], [role=contentinfo], [role=complementary],"
+    " [role=menu], [role=menubar], [role=toolbar], [role=dialog], [role=alertdialog], [role=tablist]"
+)
+"""What is never part of a page's text, wherever it stands (HTML Living Standard; WAI-ARIA 1.2, landmark roles)."""
+
+_RUNNING = "p, pre"
+"""Elements of running text."""
+
+_RUNNING_IN_LISTS = "p, pre, li, dd, td, blockquote"
+"""The same where a page has next to none of them."""
+
+_MAIN = "main, article, [role=main]"
+
+
+def _words(words: str) -> re.Pattern[str]:
+    """These as whole words of a class or an id; a number may follow."""
+    return re.compile(rf"(?:^|[\s_-])(?:{words})\d*(?=$|[\s_-])", re.IGNORECASE)
+
+
+_ELSEWHERE = _words("comments?|commentlist|disqus|side-?bar|related|respond|reply|trackbacks?|pingbacks?|teasers?")
+"""In a class or an id: what others wrote, or what stands beside the text. There may be more of it than of the text."""
+
+_ASIDE = _words(
+    "ads?|advert|advertisement|banner|breadcrumbs?|byline|captcha|commentform|cookies?|copyright|footer|foot|imprint|licen[cs]e|logo|masthead|"
+    "menu|meta|metadata|nav|navbar|navi|navigation|newsletter|nocomments|pager|paging|pagination|permalink|popup|postmeta|postmetadata|promo|"
+    "ratings?|recommended|recommendations|rss|search|searchform|shar(?:e|ed|ing)|sharedaddy|sitename|skip|social|sponsor(?:ed)?|subscribe|"
+    "subscription|subnav|submenu|tags|tagcloud|tagline|toolbar|widgets?"
+)
+"""What is about the page or the site. Words are as people write them."""
+
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+
+MAX_ELSEWHERE_SHARE = 0.9
+MAX_ASIDE_SHARE = 0.3
+"""A part with more of the page's running text than this is no aside, whatever it is called: pages are wrapped in elements of any name."""
+
+MIN_MAIN_SHARE = 0.95
+"""The main part is the innermost that has so much of its parent's running text."""
+
+MAX_LINK_SHARE = 0.6
+"""Parts with more of their characters in links are lists of links."""
+
+
+_PARTS = "div, section, article, main, header, footer, aside, form, fieldset, ul, ol, dl, li, table, tr, td, p, h1, h2, h3, h4, h5, h6, figure, details, center"
+"""Elements that may be an aside. Those within a line are not asked: there are thousands in a listing."""
+
+_LISTS = ("ul", "ol", "div", "table", "section")
+
+
+def main_text(tree: Any) -> str:
+    """The text of a page (a resiliparse HTMLTree, of which only that is left) without its menus, comments and footers; empty where there is none."""
+    from resiliparse.extract.html2text import extract_plain_text
+
+    if tree.body is None:
+        return ""
+    _leave_main_part(tree.body)
+    return str(extract_plain_text(tree, main_content=False, alt_texts=False, form_fields=False))
+
+
+def _leave_main_part(body: Any) -> None:
+    """Leave nothing in `body` but the page's main part."""
+    for element in _all(body, _NEVER):
+        element.remove()
+    running = _Running(body)
+    for element in _all(body, _PARTS):
+        share = running.share(element)
+        kind = _kind_of_aside(element) if share < MAX_ELSEWHERE_SHARE else ""
+        if (
+            kind
+            and share < (MAX_ELSEWHERE_SHARE if kind == "elsewhere" else MAX_ASIDE_SHARE)
+            and body.contains(element)
+        ):
+            running.forget(element)
+            element.remove()
+    main = running.main_part()
+    if main != body:
+        body.replace_children(main)
+    _drop_link_lists(main)
+
+
+def _kind_of_aside(element: Any) -> str:
+    tag = element.tag
+    if tag in ("header", "footer", "aside") and element.closest(_MAIN) is None:
+        return "aside"
+    kind = _kind_by_name(element.class_name or "")
+    if kind or tag == "footer":
+        return kind or "aside"
+    name = element.id
+    kind = _kind_by_name(name) if name else ""
+    return "" if kind and _is_anchor(element, name) else kind
+
+
+@lru_cache(maxsize=4096)
+def _kind_by_name(names: str) -> str:
+    words = _CAMEL.sub("-", names)
+    return "elsewhere" if _ELSEWHERE.search(words) else "aside" if _ASIDE.search(words) else ""
+
+
+def _is_anchor(element: Any, name: str) -> bool:
+    """Whether an id only repeats the words of its part's heading, for links to it."""
+    headings = "h1, h2, h3, h4, h5, h6"
+    heading = element if element.matches(headings) else element.query_selector(headings)
+    return heading is not None and all(
+        word in (heading.text or "").lower() for word in re.split(r"[\s_-]+", name.lower())
+    )
+
+
+class _Running:
+    """How much running text each element of a page has: characters in paragraphs, those of links left out."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self._parents: dict[Any, Any] = {}
+        self._sizes: dict[Any, int] = {}
+        for selector in (_RUNNING, _RUNNING_IN_LISTS):
+            for element in _all(body, selector):
+                self._add(element, len(element.text or ""))
+            for link in _all(body, ", ".join(f"{part} a" for part in selector.split(", "))):
+                self._add(link, -len(link.text or ""))
+            if self._sizes.get(body, 0) >= 0.2 * len(body.text or ""):
+                break
+            self._sizes.clear()
+
+    def share(self, element: Any) -> float:
+        """Of the running text of the whole page."""
+        whole = self._sizes.get(self._body, 0)
+        return self._sizes.get(element, 0) / whole if whole else 0.0
+
+    def forget(self, element: Any) -> None:
+        """The element goes, with all that is in it."""
+        self._add(element, -self._sizes.get(element, 0))
+
+    def main_part(self) -> Any:
+        part = self._body
+        while True:
+            size = self._sizes.get(part, 0)
+            best = max(part.children.values(), key=lambda child: self._sizes.get(child, 0), default=None)
+            if best is None or not size or self._sizes.get(best, 0) < MIN_MAIN_SHARE * size or best.tag in ("p", "pre"):
+                return part
+            part = best
+
+    def _add(self, element: Any, size: int) -> None:
+        """Count for an element and all that it is in."""
+        if not size:
+            return
+        while element is not None:
+            self._sizes[element] = self._sizes.get(element, 0) + size
+            if element == self._body:
+                return
+            parent = self._parents.get(element)
+            if parent is None:
+                parent = self._parents[element] = element.parent
+            element = parent
+
+
+def _drop_link_lists(main: Any) -> None:
+    whole = len(main.text or "")
+    linked: dict[Any, int] = {}
+    parents: dict[Any, Any] = {}
+    for link in _all(main, "a"):
+        size, element = len(link.text or ""), link
+        while size and element is not None and element != main:
+            linked[element] = linked.get(element, 0) + size
+            if element not in parents:
+                parents[element] = element.parent
+            element = parents[element]
+    for element, size in linked.items():
+        if element.tag in _LISTS:
+            text = len(element.text or "")
+            if size > MAX_LINK_SHARE * text and text < MAX_ASIDE_SHARE * whole:
+                element.remove()
+
+
+def _all(element: Any, selector: str) -> list[Any]:
+    """The elements below that a CSS selector names. (A list of resiliparse's own is searched anew for each item.)"""
+    return element.query_selector_all(selector).values()
