@@ -20,7 +20,7 @@ PROCESSOR_S = 5.0
 MEMORY_BYTES = 4 * 2**30
 """Of the process. A page of the largest record takes half of it."""
 
-_OUT_OF_MEMORY = 3  # worker.py
+_READY, _OUT_OF_MEMORY = b"ready\n", 3  # as worker.py has them, whose libraries this process does without
 
 
 class PageReader:
@@ -56,8 +56,11 @@ class PageReader:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
-        self._worker = worker
         weakref.finalize(self, _end, worker)
+        assert worker.stdout
+        if worker.stdout.readline() != _READY:
+            raise RuntimeError("the process that reads pages does not start; it has said why")
+        self._worker = worker
         return worker
 
     def _why_ended(self, worker: subprocess.Popen[bytes]) -> str:

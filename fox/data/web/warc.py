@@ -65,7 +65,7 @@ def records_of(path: Path) -> Iterator[tuple[int, Page | NotAPage | BadRecord]]:
         number, at, breaks = 0, 0, 0
         while at >= 0 and breaks < MAX_BREAKS:
             file.seek(at)
-            base, records = at, iter(ArchiveIterator(file, parse_http=False))
+            records = iter(ArchiveIterator(file, parse_http=False))
             while True:
                 try:
                     record = next(records)
@@ -78,7 +78,7 @@ def records_of(path: Path) -> Iterator[tuple[int, Page | NotAPage | BadRecord]]:
                         number += 1
                         yield number, BadRecord("record is damaged", str(error))
                     break
-                at, number = base + record.stream_pos, number + 1
+                at, number = record.stream_pos, number + 1
                 value = _value(record)
                 if value is not None:
                     yield number, value
@@ -128,7 +128,8 @@ def _read(record: Any) -> Page | NotAPage | None:
     kind, headers = record.record_type, record.headers
     if kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
         return None
-    url, date = headers.get("WARC-Target-URI") or "", record.record_date.isoformat()
+    url = headers.get("WARC-Target-URI") or ""
+    date = record.record_date.isoformat() if record.record_date else ""
     if kind == WarcRecordType.response:
         if not record.is_http:
             return NotAPage("not fetched by HTTP")

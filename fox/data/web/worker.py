@@ -18,6 +18,8 @@ from fox.data.quarantine import BadRecord, excerpt
 from fox.data.web.charset import decoded
 from fox.data.web.extract import Extract, extract
 
+READY = b"ready\n"
+
 OUT_OF_MEMORY = 3
 """The exit code where a page took more memory than it may."""
 
@@ -32,6 +34,10 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the reader's; it closes our input
     pages, answers = sys.stdin.buffer, sys.stdout.buffer
+    answers.write(READY)
+    answers.flush()
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)  # until here it told why we don't start; what a library says of a page is for nobody
     try:
         for line in pages:
             request = json.loads(line)
