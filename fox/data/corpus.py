@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fox.data.decontaminate import Hits, Questions
 from fox.data.quarantine import Tally
 from fox.data.sources import Document, read_source
 from fox.errors import UserError
@@ -32,8 +33,8 @@ def is_heldout(document: Document, heldout_fraction: float) -> bool:
     return int.from_bytes(document.digest[:8], "big") < heldout_fraction * 2**64
 
 
-def training_texts(recipe: Recipe, meter: Meter) -> list[str]:
-    """Training text for the tokenizer, each document once: all of it, or `tokenizer.sample_bytes` of it.
+def training_texts(recipe: Recipe, questions: Questions | None, meter: Meter) -> list[str]:
+    """Training text for the tokenizer, each document once and none with one of the `questions`: all of it, or `tokenizer.sample_bytes` of it.
 
     The sample is of the documents with the lowest hashes, so it is spread evenly over all sources, and the same whatever
     their order. Never more than twice its size is held.
@@ -45,6 +46,8 @@ def training_texts(recipe: Recipe, meter: Meter) -> list[str]:
         for document in read_source(name, source, Tally(name, source)):
             meter.advance(document.num_bytes, note=name)
             if document.digest in texts or is_heldout(document, recipe.data.heldout_fraction):
+                continue
+            if questions and questions.file_with(text_of(document)):
                 continue
             texts[document.digest] = text_of(document)
             size += document.num_bytes
@@ -83,6 +86,7 @@ class SourceFacts:
 
     reading: dict[str, Any] = field(default_factory=dict)
     duplicates: int = 0
+    contaminated: Hits = field(default_factory=Hits)
     train: _Count = field(default_factory=_Count)
     heldout: _Count = field(default_factory=_Count)
 
@@ -91,6 +95,7 @@ class SourceFacts:
         return {
             "documents": self.train.documents + self.heldout.documents,
             "duplicates": self.duplicates,
+            "contaminated": self.contaminated.as_dict(),
             "bad": sum(self.reading["bad"].values()),
             "train": vars(self.train),
             "heldout": vars(self.heldout),
@@ -99,8 +104,10 @@ class SourceFacts:
         }
 
 
-def write_shards(recipe: Recipe, tokenizer: Tokenizer, folder: Path, meter: Meter) -> dict[str, SourceFacts]:
-    """Write `NAME.train.ds` and `NAME.heldout.ds` for each source into `folder`, and tell what went into them.
+def write_shards(
+    recipe: Recipe, tokenizer: Tokenizer, questions: Questions | None, folder: Path, meter: Meter
+) -> dict[str, SourceFacts]:
+    """Write `NAME.train.ds` and `NAME.heldout.ds` for each source into `folder`, and tell what went into them: no document with one of the `questions`.
 
     Raises UserError where a source has nothing to train on, or where all of them together hold nothing out.
     """
@@ -115,8 +122,11 @@ def write_shards(recipe: Recipe, tokenizer: Tokenizer, folder: Path, meter: Mete
             for document in batch:
                 if document.digest in seen:
                     of_source.duplicates += 1
+                    continue
+                seen.add(document.digest)
+                if questions and (file := questions.file_with(text_of(document))):
+                    of_source.contaminated.add(file, document.place)
                 else:
-                    seen.add(document.digest)
                     new.append(document)
             for document, (ids, is_learnt) in zip(new, _encode(tokenizer, new, is_chat), strict=True):
                 split = "heldout" if is_heldout(document, recipe.data.heldout_fraction) else "train"

@@ -49,7 +49,7 @@ def files_of(name: str, source: Source, tally: Tally) -> list[SourceFile]:
         if not _matches(label.split("/"), pattern):
             continue
         label = visible(label)
-        suffix = _suffix(label)
+        suffix = suffix_of(label)
         if any(part.startswith(".") for part in label.split("/")):
             tally.skip(label, "hidden")
         elif suffix not in READABLE:
@@ -164,6 +164,7 @@ def _matches(parts: list[str], pattern: list[str]) -> bool:
     return fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
-def _suffix(label: str) -> str:
+def suffix_of(label: str) -> str:
+    """What a file's name ends in, that of a compression included, in lower case."""
     suffixes = PurePosixPath(label.lower()).suffixes
     return "".join(suffixes[-2:] if suffixes and suffixes[-1] in COMPRESSED else suffixes[-1:])

@@ -39,6 +39,9 @@ class Data(Section):
 
     heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
     """The share of documents, chosen by the hash of their content, that no model is trained on."""
+    decontaminate: list[str] = Field(default=[])
+    """Files of evaluation questions (.jsonl, .json, also compressed), or globs of them: a document that has 13 words in a row of one of their
+    texts, or a shorter text as a whole, is left out (arXiv 2005.14165, appendix C)."""
 
 
 class Tokenizer(Section):

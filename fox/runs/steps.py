@@ -11,6 +11,7 @@ from rich.console import Console
 import fox
 from fox.artifacts import folder_made_whole, sha256_of, write_json
 from fox.data.corpus import shard_path, training_texts, write_shards
+from fox.data.decontaminate import Questions, question_files
 from fox.data.inventory import Inventory, fingerprints, read_inventory, take_inventory
 from fox.errors import UserError
 from fox.formats.token_shards import Shard
@@ -44,6 +45,8 @@ _TABLES = {
 def recipe_inputs(recipe: Recipe, step: str) -> Inputs:
     """What a step takes from the recipe: the part of its inputs that is known before any file is read."""
     values = sections(recipe, _TABLES[step])
+    if "data" in values and not recipe.data.decontaminate:  # as runs of before there was such a key have it
+        del values["data"]["decontaminate"]
     if step in ("pretrain", "tune"):
         values["train"] = _how_to_train(recipe)
     if step == "pretrain":
@@ -65,7 +68,11 @@ def source_inventory(run: Run) -> Inventory:
 
 
 def tokenizer_inputs(run: Run, inventory: Inventory) -> Inputs:
-    inputs = {**recipe_inputs(run.recipe, "tokenizer"), "files": fingerprints(inventory)}
+    inputs = {
+        **recipe_inputs(run.recipe, "tokenizer"),
+        "files": fingerprints(inventory),
+        **_question_hashes(run.recipe),
+    }
     if run.recipe.model.start_from is not None:
         from fox.runs.start import files_of_start
 
@@ -105,7 +112,7 @@ def make_tokenizer(run: Run, console: Console) -> Facts:
             check_template(tokenizer)
     else:
         with meter("tokenizer", None, "bytes", console=console) as shown:
-            texts = training_texts(recipe, shown)
+            texts = training_texts(recipe, _questions(recipe, console), shown)
             tokenizer = train_tokenizer(iter(texts), wanted.vocab_size, recipe.model.max_position_embeddings)
     with folder_made_whole(run.folder / "tokenizer") as partial:
         tokenizer.save(partial)
@@ -134,15 +141,31 @@ def data_inputs(run: Run, inventory: Inventory) -> Inputs:
     return {
         **recipe_inputs(run.recipe, "data"),
         "files": fingerprints(inventory),
+        **_question_hashes(run.recipe),
         "tokenizer": run.needs("tokenizer")["outputs"],
     }
+
+
+def _question_hashes(recipe: Recipe) -> Inputs:
+    """The hash of each file of `data.decontaminate`; nothing where it names none."""
+    files = question_files(recipe.data.decontaminate)
+    return {"questions": {str(file.path): sha256_of(file.path) for file in files}} if files else {}
+
+
+def _questions(recipe: Recipe, console: Console) -> Questions | None:
+    files = question_files(recipe.data.decontaminate)
+    if not files:
+        return None
+    with meter("questions", len(files), "files", console=console) as shown:
+        return Questions(files, shown)
 
 
 def make_data(run: Run, console: Console) -> Facts:
     """Read, de-duplicate, split and tokenize every source."""
     tokenizer = Tokenizer.load(run.folder / "tokenizer")
+    questions = _questions(run.recipe, console)
     with folder_made_whole(run.folder / "data") as partial, meter("data", None, "bytes", console=console) as shown:
-        facts = write_shards(run.recipe, tokenizer, partial, shown)
+        facts = write_shards(run.recipe, tokenizer, questions, partial, shown)
     return {"sources": {name: of_source.as_dict() for name, of_source in facts.items()}}
 
 

@@ -52,6 +52,14 @@ def print_sources(run: Run) -> None:
             console.print(
                 f"  {name}: set aside {count:,} x {escape(reason)} [dim](first: {escape(first)})[/dim]", soft_wrap=True
             )
+        hits = facts.get("contaminated", {"documents": {}})
+        for file, count in hits["documents"].items():
+            console.print(
+                f"  {name}: left out {count:,} documents with texts of {escape(file)} [dim](first: {escape(hits['first_places'][file][0])})[/dim]",
+                soft_wrap=True,
+            )
+        for reason, count in reading["left_out"].items():
+            console.print(f"  {name}: left out {count:,} x {escape(reason)}", soft_wrap=True)
         for reason, count in reading["skipped"].items():
             console.print(f"  {name}: did not open {count:,} x {escape(reason)}", soft_wrap=True)
         if not facts["heldout"]["documents"]:

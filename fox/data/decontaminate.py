@@ -1,0 +1,176 @@
+"""Documents that hold what a model will be asked in an evaluation are left out, so that its answers are no memories.
+
+As in GPT-3 (arXiv 2005.14165, appendix C), a document is contaminated where it has 13 words in a row of a question or an answer; words are compared without case,
+punctuation and space. A shorter text counts as a whole: from 8 words on, a question (its key or its last character tells) from 4. What is shorter still is
+found in every book ("all of the above") and tells nothing. In a text with a blank, `_`, the other texts of its row are tried, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fox.data.files import ROWS, SourceFile, suffix_of
+from fox.data.quarantine import BadRecord, visible
+from fox.data.rows import rows_of
+from fox.errors import UserError
+from fox.progress import Meter
+
+GRAM_WORDS = 13
+MIN_WORDS = 8
+MIN_QUESTION_WORDS = 4
+
+_QUESTION_KEYS = ("question", "query", "prompt", "problem", "instruction", "ctx", "context", "sentence", "goal")
+"""Under which evaluation sets keep what is asked."""
+
+_WORD = re.compile(r"[^\W_]+")
+_BLANK = re.compile(r"(?<!\w)_+(?!\w)")
+_BASE = 0x9E3779B97F4A7C15  # odd, so that it can be divided by: no word's place is lost in the product
+
+FIRST_PLACES = 5
+"""How many contaminated documents of each file of questions are named."""
+
+
+@dataclass
+class Hits:
+    """Which documents were left out, by the file of questions."""
+
+    documents: Counter[str] = field(default_factory=Counter)
+    first_places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, file: str, place: str) -> None:
+        self.documents[file] += 1
+        places = self.first_places.setdefault(file, [])
+        if len(places) < FIRST_PLACES:
+            places.append(place)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"documents": dict(self.documents.most_common()), "first_places": self.first_places}
+
+
+class Questions:
+    """The texts of evaluation files, as the hashes of their runs of words."""
+
+    def __init__(self, files: Sequence[SourceFile], meter: Meter) -> None:
+        """Hits are told by the files' labels. Raises UserError where a file can't be read."""
+        self._labels = [file.label for file in files]
+        grams: dict[int, list[np.ndarray]] = {}
+        owners: dict[int, list[np.ndarray]] = {}
+        for number, file in enumerate(files):
+            for text, is_question in _texts(file):
+                words = words_of(text)
+                if length := _compared_words(words, is_question):
+                    found = grams_of(words, length)
+                    grams.setdefault(length, []).append(found)
+                    owners.setdefault(length, []).append(np.full(found.size, number, dtype=np.uint16))
+            meter.advance(1, note=file.label)
+        self._known = {}
+        for length, parts in grams.items():
+            known, first = np.unique(np.concatenate(parts), return_index=True)
+            self._known[length] = known, np.concatenate(owners[length])[first]
+
+    def file_with(self, text: str) -> str | None:
+        """The label of a file that has a question or an answer which `text` holds, or None."""
+        words = words_of(text)
+        for length, (known, owner) in self._known.items():
+            grams = grams_of(words, length)
+            places = np.searchsorted(known, grams)
+            places[places == known.size] = 0
+            if (hits := np.flatnonzero(known[places] == grams)).size:
+                return self._labels[owner[places[hits[0]]]]
+        return None
+
+
+def question_files(patterns: Sequence[str]) -> list[SourceFile]:
+    """The files that `data.decontaminate` names, sorted. Raises UserError where a pattern names none, or one of another kind."""
+    files: dict[str, SourceFile] = {}
+    for pattern in patterns:
+        found = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  # Path.glob knows no absolute pattern
+        if not found:
+            raise UserError(
+                "data.decontaminate",
+                pattern,
+                problem="names no file",
+                mend="Name files of questions, or a glob of them.",
+            )
+        for name in found:
+            path = Path(name)
+            file = SourceFile(path, visible("/".join(path.parts[-2:])), suffix_of(path.name))
+            if file.format not in ROWS:
+                raise UserError(
+                    "data.decontaminate",
+                    pattern,
+                    problem=f"names {name}, which is not JSON",
+                    mend="Questions are read from .jsonl and .json.",
+                )
+            files[name] = file
+    return list(files.values())
+
+
+def _texts(file: SourceFile) -> Iterator[tuple[str, bool]]:
+    """(text, whether it is a question) for each text of each row, also with a blank filled by the other texts of its row."""
+    try:
+        for place, value in rows_of(file, "text"):
+            if isinstance(value, BadRecord):
+                raise _unreadable(file, f"{place}: {value.reason}")
+            texts = list(_strings(value))
+            for text, is_question in texts:
+                yield text, is_question
+                parts = _BLANK.split(text)
+                if len(parts) > 1:
+                    yield from ((other.join(parts), is_question) for other, _ in texts if other is not text)
+    except BadRecord as bad:
+        raise _unreadable(file, bad.reason) from None
+
+
+def _unreadable(file: SourceFile, problem: str) -> UserError:
+    mend = "Mend the file, or name others: what is not read would not be kept out of the training."
+    return UserError("data.decontaminate", str(file.path), problem=problem, mend=mend)
+
+
+def _strings(value: object, key: str = "") -> Iterator[tuple[str, bool]]:
+    if isinstance(value, str):
+        yield value, key in _QUESTION_KEYS or value.rstrip().endswith("?")
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield from _strings(part, name)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _strings(part, key)
+
+
+def words_of(text: str) -> np.ndarray:
+    """A text's words as numbers (uint64): the same for the same letters and digits, whatever stands between them."""
+    return np.fromiter(map(_number, _WORD.findall(text.casefold())), dtype=np.uint64)
+
+
+def grams_of(words: np.ndarray, length: int) -> np.ndarray:
+    """A number (uint64) for each run of so many words."""
+    count = words.size - length + 1
+    if count <= 0:
+        return np.empty(0, dtype=np.uint64)
+    grams = np.zeros(count, dtype=np.uint64)
+    for place in range(length):
+        grams *= np.uint64(_BASE)
+        grams += words[place : place + count]
+    return grams
+
+
+@lru_cache(maxsize=2**18)
+def _number(word: str) -> int:
+    return int.from_bytes(hashlib.blake2b(word.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
+
+
+def _compared_words(words: np.ndarray, is_question: bool) -> int:
+    """How many words of a text must be found in a row; 0 where it is too short to be told from any other."""
+    least = MIN_QUESTION_WORDS if is_question else MIN_WORDS
+    return min(GRAM_WORDS, words.size) if words.size >= least else 0
