@@ -32,13 +32,13 @@ def _words(words: str) -> re.Pattern[str]:
     return re.compile(rf"(?:^|[\s_-])(?:{words})\d*(?=$|[\s_-])", re.IGNORECASE)
 
 
-_ELSEWHERE = _words("comments?|commentlist|disqus|side-?bar|related|respond|reply|trackbacks?|pingbacks?|teasers?")
+_ELSEWHERE = _words("comments?|commentlist|side-?bar|related|respond|reply|trackbacks?|pingbacks?|teasers?")
 """In a class or an id: what others wrote, or what stands beside the text. There may be more of it than of the text."""
 
 _ASIDE = _words(
     "ads?|advert|advertisement|banner|breadcrumbs?|byline|captcha|commentform|cookies?|copyright|footer|foot|imprint|licen[cs]e|logo|masthead|"
     "menu|meta|metadata|nav|navbar|navi|navigation|newsletter|nocomments|pager|paging|pagination|permalink|popup|postmeta|postmetadata|promo|"
-    "ratings?|recommended|recommendations|rss|search|searchform|shar(?:e|ed|ing)|sharedaddy|sitename|skip|social|sponsor(?:ed)?|subscribe|"
+    "ratings?|recommended|recommendations|rss|search|searchform|shar(?:e|ed|ing)|sitename|skip|social|sponsor(?:ed)?|subscribe|"
     "subscription|subnav|submenu|tags|tagcloud|tagline|toolbar|widgets?"
 )
 """What is about the page or the site. Words are as people write them."""
