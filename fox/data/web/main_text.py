@@ -55,6 +55,8 @@ MIN_MAIN_SHARE = 0.95
 MAX_LINK_SHARE = 0.6
 """Parts with more of their characters in links are lists of links."""
 
+MIN_TEASERS = 3
+"""So many side by side are a list of teasers; a text may have two parts whose headings are links."""
 
 _PARTS = "div, section, article, main, header, footer, aside, form, fieldset, ul, ol, dl, li, table, tr, td, p, h1, h2, h3, h4, h5, h6, figure, details, center"
 """Elements that may be an aside. Those within a line are not asked: there are thousands in a listing."""
@@ -87,6 +89,11 @@ def _leave_main_part(body: Any) -> None:
         ):
             running.forget(element)
             element.remove()
+    for teasers in _rows_of_teasers(body):
+        if sum(running.share(teaser) for teaser in teasers) < MAX_ASIDE_SHARE:
+            for teaser in teasers:
+                running.forget(teaser)
+                teaser.remove()
     main = running.main_part()
     if main != body:
         body.replace_children(main)
@@ -118,6 +125,19 @@ def _is_anchor(element: Any, name: str) -> bool:
     return heading is not None and all(
         word in (heading.text or "").lower() for word in re.split(r"[\s_-]+", name.lower())
     )
+
+
+def _rows_of_teasers(body: Any) -> list[list[Any]]:
+    """Parts side by side of which each has a heading that is wholly a link: to other pages, for this one's need none."""
+    rows: dict[Any, list[Any]] = {}
+    for link in _all(body, "h2 a, h3 a, h4 a, h5 a, h6 a"):
+        heading = link.closest("h2, h3, h4, h5, h6")
+        part = heading.parent
+        if part != body and (heading.text or "").strip() == (link.text or "").strip():
+            row = rows.setdefault(part.parent, [])
+            if part not in row:
+                row.append(part)
+    return [row for row in rows.values() if len(row) >= MIN_TEASERS]
 
 
 class _Running:

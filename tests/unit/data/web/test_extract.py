@@ -78,6 +78,15 @@ def test_more_comments_than_text():
     assert FOX.strip() in text and "Comment." not in text
 
 
+def test_a_row_of_teasers_is_left_out_and_linked_headings_in_the_text_are_not():
+    teasers = "".join(f"<div><h3><a href={n}>Elsewhere {n}</a></h3><p>On 2 August</p></div>" for n in range(3))
+    assert "Elsewhere" not in page(f"{article()}<div>{teasers}</div>").text
+    sections = "".join(f"<h3><a href=#{n}>Here {n}</a></h3><p>{MORE}</p>" for n in range(3))
+    assert "Here 2" in page(f"<div>{article(sections)}</div>").text
+    posts = "".join(f"<div><h2><a href={n}>Here {n}</a></h2><p>{FOX}</p></div>" for n in range(3))
+    assert "Here 2" in page(f"<div>{posts}</div>").text  # the page is a list of posts
+
+
 def test_a_page_without_paragraphs():
     assert (
         page("<div><font>The fox is small.<br>It hunts at night.</font></div>").text
