@@ -90,7 +90,7 @@ class Tally:
             raise UserError(
                 f"source.{self.name}.path",
                 self.source.path,
-                problem=f"none of its {self.records} records can be used: {self._commonest()}",
+                problem=f"none of its {self.records} records can be used: {self._commonest() or self._left_out()}",
                 mend="Mend the files, or name others.",
             )
         bad = self.bad.total()
@@ -112,6 +112,9 @@ class Tally:
         return "; ".join(
             f"{count} x {reason} (first: {self.first_place[reason]})" for reason, count in self.bad.most_common(3)
         )
+
+    def _left_out(self) -> str:
+        return "; ".join(f"{count} x {reason}" for reason, count in self.left_out.most_common(5)) or "there are none"
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""

@@ -21,8 +21,13 @@ _META = re.compile(
 _META_BYTES = 4096
 """Browsers look into the first 1,024; pages that begin with comments or scripts have it later."""
 
-MAX_DAMAGE = 0.01
-"""The share of characters that may be replaced because they are none in a charset: one cut in two at a page's end is no reason to take another."""
+MAX_DAMAGE = 0.05
+"""The share of what is no ASCII that may be no character in a charset, or two characters: a page may be cut in the middle of one."""
+
+_BEYOND_ASCII = bytes(range(128, 256))
+
+_WIDER = {"shift_jis": "cp932", "euc_kr": "cp949", "gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs"}
+"""Where browsers read more by a name than Python does (WHATWG Encoding)."""
 
 
 def decoded(content: bytes, declared: str | None = None, *, is_html: bool = True) -> str:
@@ -30,13 +35,10 @@ def decoded(content: bytes, declared: str | None = None, *, is_html: bool = True
     for mark, charset in _MARKS:
         if content.startswith(mark):
             return content[len(mark) :].decode(charset, "replace")
-    tried = set()
-    for charset in _candidates(content, declared, is_html):
-        if charset in tried:
-            continue
-        tried.add(charset)
+    allowed = max(2, MAX_DAMAGE * (len(content) - len(content.translate(None, _BEYOND_ASCII))))
+    for charset in dict.fromkeys(_candidates(content, declared, is_html)):
         text = content.decode(charset, "replace")
-        if text.count("\ufffd") <= MAX_DAMAGE * len(text):
+        if text.count("\ufffd") <= allowed:
             return text
     raise BadRecord("its charset can't be told", content[:1000])
 
@@ -64,6 +66,7 @@ def _codec(label: str) -> str | None:
 
     known = map_encoding_to_html5(label.strip(), fallback_utf8=False)
     try:
-        return codecs.lookup(known).name if known else None
+        name = codecs.lookup(known).name if known else None
     except LookupError:
         return None
+    return _WIDER.get(name, name) if name else None

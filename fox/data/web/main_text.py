@@ -12,11 +12,14 @@ from functools import lru_cache
 from typing import Any
 
 _NEVER = (
-    "script, style, noscript, template, iframe, object, svg, canvas, audio, video, button, input, select, textarea, nav, dialog,"
-    " [hidden], [aria-hidden=true], [role=navigation], [role=search], [role=banner], [role=contentinfo], [role=complementary],"
-    " [role=menu], [role=menubar], [role=toolbar], [role=dialog], [role=alertdialog], [role=tablist]"
+    "script, style, noscript, template, iframe, object, svg, canvas, audio, video, button, input, select, textarea, nav, dialog, [role=navigation],"
+    " [role=search], [role=banner], [role=contentinfo], [role=complementary], [role=menu], [role=menubar], [role=toolbar], [role=dialog],"
+    " [role=alertdialog], [role=tablist]"
 )
 """What is never part of a page's text, wherever it stands (HTML Living Standard; WAI-ARIA 1.2, landmark roles)."""
+
+_HIDDEN = "[hidden], [aria-hidden=true]"
+"""What is not shown; but whole pages are hidden while they ask about cookies."""
 
 _RUNNING = "p, pre"
 """Elements of running text."""
@@ -28,18 +31,19 @@ _MAIN = "main, article, [role=main]"
 
 
 def _words(words: str) -> re.Pattern[str]:
-    """These as whole words of a class or an id; a number may follow."""
-    return re.compile(rf"(?:^|[\s_-])(?:{words})\d*(?=$|[\s_-])", re.IGNORECASE)
+    """These as whole words of a class or an id, or before what people write in one with them; a number may follow."""
+    return re.compile(
+        rf"(?:^|[\s_-])(?:{words})(?:area|bar|box|cloud|data|form|list|wrap)?\d*(?=$|[\s_-])", re.IGNORECASE
+    )
 
 
-_ELSEWHERE = _words("comments?|commentlist|side-?bar|related|respond|reply|trackbacks?|pingbacks?|teasers?")
+_ELSEWHERE = _words("comments?|side-?bar|related|reply|trackbacks?|pingbacks?|teasers?")
 """In a class or an id: what others wrote, or what stands beside the text. There may be more of it than of the text."""
 
 _ASIDE = _words(
-    "ads?|advert|advertisement|banner|breadcrumbs?|byline|captcha|commentform|cookies?|copyright|footer|foot|imprint|licen[cs]e|logo|masthead|"
-    "menu|meta|metadata|nav|navbar|navi|navigation|newsletter|nocomments|pager|paging|pagination|permalink|popup|postmeta|postmetadata|promo|"
-    "ratings?|recommended|recommendations|rss|search|searchform|shar(?:e|ed|ing)|sitename|skip|social|sponsor(?:ed)?|subscribe|"
-    "subscription|subnav|submenu|tags|tagcloud|tagline|toolbar|widgets?"
+    "ads?|advert|advertisement|banner|breadcrumbs?|byline|captcha|cookies?|copyright|footer|foot|imprint|licen[cs]e|logo|masthead|menu|meta|nav|navi|"
+    "navigation|newsletter|pager|paging|pagination|permalink|popup|promo|ratings?|recommended|recommendations|rss|search|shar(?:e|ed|ing)|sitename|"
+    "skip|social|sponsor(?:ed)?|subscribe|subscription|subnav|submenu|tags|tagline|toolbar|trackback|widgets?"
 )
 """What is about the page or the site. Words are as people write them."""
 
@@ -78,6 +82,10 @@ def _leave_main_part(body: Any) -> None:
     """Leave nothing in `body` but the page's main part."""
     for element in _all(body, _NEVER):
         element.remove()
+    whole = len(body.text or "")
+    for element in _all(body, _HIDDEN):
+        if len(element.text or "") < MAX_ELSEWHERE_SHARE * whole:
+            element.remove()
     running = _Running(body)
     for element in _all(body, _PARTS):
         share = running.share(element)
@@ -102,6 +110,10 @@ def _leave_main_part(body: Any) -> None:
 
 def _kind_of_aside(element: Any) -> str:
     tag = element.tag
+    if tag in ("article", "main"):  # whose classes tell what the text is about
+        return ""
+    if tag == "form":
+        return "aside"
     if tag in ("header", "footer", "aside") and element.closest(_MAIN) is None:
         return "aside"
     kind = _kind_by_name(element.class_name or "")

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import weakref
 from contextlib import suppress
 from functools import lru_cache
+from pathlib import Path
 
+import fox
 from fox.data.quarantine import BadRecord
 from fox.data.web.extract import Extract
 
@@ -19,6 +22,11 @@ PROCESSOR_S = 5.0
 
 MEMORY_BYTES = 4 * 2**30
 """Of the process. A page of the largest record takes half of it."""
+
+MAX_WAIT_S = 300.0
+"""For an answer, where a worker neither ends nor computes: it swaps, or somebody has stopped it."""
+
+_ROOT = str(Path(fox.__file__).parents[1])
 
 _READY, _OUT_OF_MEMORY = b"ready\n", 3  # as worker.py has them, whose libraries this process does without
 
@@ -33,28 +41,52 @@ class PageReader:
 
     def read(self, content: bytes, charset: str | None = None, *, is_html: bool = True) -> Extract:
         """The text of a page's bytes, and what the page says of itself; `charset` is its HTTP header's. Raises BadRecord."""
-        worker = self._worker or self._start()
-        assert worker.stdin and worker.stdout
-        request = {"bytes": len(content), "charset": charset, "is_html": is_html}
-        try:
-            worker.stdin.write(json.dumps(request).encode() + b"\n")
-            worker.stdin.write(content)
-            worker.stdin.flush()
-            line = worker.stdout.readline()
-        except BrokenPipeError:
-            line = b""
-        if not line.endswith(b"\n"):
-            raise BadRecord(self._why_ended(worker), content[:1000])
+        request = json.dumps({"bytes": len(content), "charset": charset, "is_html": is_html}).encode() + b"\n"
+        for _ in range(2):  # once more where somebody else ended the worker: the page may have nothing to do with it
+            line = self._asked(request, content)
+            if line.endswith(b"\n"):
+                break
+            why = self._why_ended()
+            if why:
+                raise BadRecord(why, content[:1000])
+        else:
+            raise BadRecord("can't be read: it ends its reader", content[:1000])
         answer = json.loads(line)
         if "bad" in answer:
             raise BadRecord(answer["bad"], answer["evidence"])
         return Extract(**answer)
 
+    def _asked(self, request: bytes, content: bytes) -> bytes:
+        """The worker's answer, without its end where the worker has ended."""
+        worker = self._worker or self._start()
+        assert worker.stdin and worker.stdout
+        try:
+            worker.stdin.write(request)
+            worker.stdin.write(content)
+            worker.stdin.flush()
+            if not select.select([worker.stdout], [], [], MAX_WAIT_S)[0]:
+                worker.kill()
+            return worker.stdout.readline()
+        except BrokenPipeError:
+            return b""
+        except BaseException:  # Ctrl-C: the answer to this page must not be taken for the next one's
+            self._worker = None
+            _end(worker)
+            raise
+
     def _start(self) -> subprocess.Popen[bytes]:
+        paths = [_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         worker = subprocess.Popen(
-            [sys.executable, "-m", "fox.data.web.worker", self._limits],
+            [
+                sys.executable,
+                "-P",
+                "-m",
+                "fox.data.web.worker",
+                self._limits,
+            ],  # -P: nothing of the folder that we are in
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
         weakref.finalize(self, _end, worker)
         assert worker.stdout
@@ -63,13 +95,15 @@ class PageReader:
         self._worker = worker
         return worker
 
-    def _why_ended(self, worker: subprocess.Popen[bytes]) -> str:
-        self._worker = None
+    def _why_ended(self) -> str:
+        """What the page did to end its worker; empty where that can't be told."""
+        worker, self._worker = self._worker, None
+        assert worker
         code = worker.wait()
         _end(worker)
         if code == -signal.SIGPROF:
             return self._too_long
-        return "takes too much memory" if code == _OUT_OF_MEMORY else "can't be read: its reader was ended by it"
+        return "takes too much memory" if code == _OUT_OF_MEMORY else ""
 
 
 def page_reader() -> PageReader:

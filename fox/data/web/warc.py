@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from fox.data.quarantine import MAX_RECORD_BYTES, TOO_LONG, BadRecord
 
@@ -22,6 +21,9 @@ MAX_BREAKS = 1000
 _PLAIN = b"WARC/1."
 _STARTS = {b"\x1f\x8b": b"\x1f\x8b\x08", b"\x28\xb5": b"\x28\xb5\x2f\xfd", b"WA": _PLAIN}
 """What each record begins with, by the archive's own first bytes: gzip, zstd, plain. Records are compressed one by one."""
+
+_DICTIONARY = b"\x5d\x2a\x4d\x18"
+"""What a .warc.zst begins with that brings a dictionary (IIPC, "Zstandard compression in WARC files")."""
 
 _SEARCH_BYTES = 2**20
 
@@ -52,43 +54,51 @@ class NotAPage(NamedTuple):
 def records_of(path: Path) -> Iterator[tuple[int, Page | NotAPage | BadRecord]]:
     """(number of the record from 1, what it is); requests, metadata and the like are counted and not yielded.
 
-    Raises BadRecord where the file holds no archive, or can't be read on, and OSError where it can't be read at all.
+    Raises BadRecord where the file holds no archive, or no record can be found behind damage, and OSError where it can't be read at all.
     """
     from fastwarc.warc import ArchiveIterator
 
     with path.open("rb") as file:
-        start = _STARTS.get(file.read(2))
+        first = file.read(4)
+        start = _STARTS.get(first[:2])
+        if first == _DICTIONARY:
+            raise BadRecord("is compressed with a dictionary of its own, which Fox does not read")
         if start is None:
             if file.seek(0, io.SEEK_END):
                 raise BadRecord("is no web archive")
             return
+        size = file.seek(0, io.SEEK_END)
         number, at, breaks = 0, 0, 0
-        while at >= 0 and breaks < MAX_BREAKS:
+        while breaks < MAX_BREAKS:
             file.seek(at)
             records = iter(ArchiveIterator(file, parse_http=False))
-            while True:
+            damage, length, is_told = None, 0, breaks > 0
+            while damage is None:
                 try:
                     record = next(records)
                 except StopIteration:
-                    if start != _PLAIN and not breaks and number and _find(file, start, at + 1) >= 0:
-                        yield number + 1, BadRecord("record is cut short")  # of which not even the headers are left
-                    return
+                    if not number or (_find(file, start, at + 1) < 0 if start != _PLAIN else at + length <= size):
+                        return
+                    damage = BadRecord("record is longer than what is left")  # what it has swallowed is looked for
+                    break
                 except (OSError, ValueError) as error:
-                    if not breaks:  # else it is the same damage still
-                        number += 1
-                        yield number, BadRecord("record is damaged", str(error))
+                    damage = BadRecord("record is damaged", str(error))
+                    number += not is_told
                     break
-                at, number = record.stream_pos, number + 1
+                at, number, length = record.stream_pos, number + 1, record.content_length
                 value = _value(record)
-                if value is not None:
-                    yield number, value
+                breaks, is_told = 0, isinstance(value, BadRecord) and value.reason == TOO_LONG
                 if isinstance(value, _Broken):
-                    break
-                breaks = int(isinstance(value, BadRecord))
-            breaks += 1
+                    damage = value
+                elif value is not None:
+                    yield number, value
             at = _find(file, start, at + 1)
-    if breaks == MAX_BREAKS:
-        raise BadRecord(f"is damaged in {MAX_BREAKS} places in a row")
+            if at < 0:
+                raise damage  # the rest of the file is lost
+            if not is_told:  # else it is the same damage still
+                yield number, damage
+            breaks += 1
+    raise BadRecord(f"is damaged in {MAX_BREAKS} places in a row")
 
 
 class _Broken(BadRecord):
@@ -126,8 +136,14 @@ def _read(record: Any) -> Page | NotAPage | None:
     from fastwarc.warc import WarcRecordType
 
     kind, headers = record.record_type, record.headers
-    if kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
+    if kind in (WarcRecordType.warcinfo, WarcRecordType.request, WarcRecordType.metadata):
         return None
+    if kind == WarcRecordType.unknown:
+        raise BadRecord("record is of an unknown type", headers.get("WARC-Type"))
+    if kind not in (WarcRecordType.response, WarcRecordType.resource, WarcRecordType.conversion):
+        return NotAPage(str(kind))
+    if headers.get("WARC-Segment-Number"):
+        return NotAPage("part of a page")
     url = headers.get("WARC-Target-URI") or ""
     date = record.record_date.isoformat() if record.record_date else ""
     if kind == WarcRecordType.response:
@@ -149,10 +165,10 @@ def _read(record: Any) -> Page | NotAPage | None:
     if media not in (*_HTML, "text/plain"):
         major = media.partition("/")[0]
         return NotAPage(f"{major} and no page" if major in _KINDS else "of unknown type")
-    if media == "text/plain" and urlsplit(url).path == "/robots.txt":
+    if media == "text/plain" and url.partition("?")[0].endswith("/robots.txt"):
         return NotAPage("robots.txt")
     if record.content_length > MAX_RECORD_BYTES:
-        raise _Broken(TOO_LONG)
+        raise BadRecord(TOO_LONG)
     length = record.content_length
     block = record.reader.read(length)
     if len(block) < length:
@@ -189,22 +205,26 @@ def _unchunked(block: bytes) -> bytes:
 
 def _decompressed(block: bytes, coding: str) -> bytes:
     """The body without its Content-Encoding (RFC 9110, 8.4). Crawlers may keep the header of one that they have decoded already."""
-    if coding in ("", "identity") or not block:
+    if coding in ("", "identity") or block.lstrip()[:1] in (b"", b"<"):
         return block
     if coding in ("gzip", "x-gzip", "deflate"):
         if coding != "deflate" and not block.startswith(b"\x1f\x8b"):
             return block
-        bits = 47 if block[:1] in (b"\x1f", b"\x78") else -15  # deflate comes with zlib's header and without
-        decompressor = zlib.decompressobj(bits)
-        try:
-            content = decompressor.decompress(block, MAX_RECORD_BYTES + 1)
-        except zlib.error as error:
-            raise BadRecord("compressed body is damaged", str(error)) from None
-        if len(content) > MAX_RECORD_BYTES:
-            raise BadRecord(TOO_LONG)
-        if not decompressor.eof:
-            raise BadRecord("compressed body is cut short")
-        return content
+        unpacked = bytearray()
+        while block:  # gzip may have several members
+            decompressor = zlib.decompressobj(
+                47 if block[:1] in (b"\x1f", b"\x78") else -15
+            )  # deflate comes with zlib's header and without
+            try:
+                unpacked += decompressor.decompress(block, MAX_RECORD_BYTES + 1 - len(unpacked))
+            except zlib.error as error:
+                raise BadRecord("compressed body is damaged", str(error)) from None
+            if len(unpacked) > MAX_RECORD_BYTES:
+                raise BadRecord(TOO_LONG)
+            if not decompressor.eof:
+                raise BadRecord("compressed body is cut short")
+            block = decompressor.unused_data if decompressor.unused_data.startswith(b"\x1f\x8b") else b""
+        return bytes(unpacked)
     if coding == "br":
         from fastwarc.stream_io import BrotliReader
 

@@ -28,16 +28,19 @@ def main() -> None:
     """Answer until there are no more pages."""
     limits = json.loads(sys.argv[1])
     _read(b"<p>a</p>", None, True)  # loads all that is needed, before there are limits
-    resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"],) * 2)
+    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    least = limits["memory_bytes"] if most == resource.RLIM_INFINITY else min(limits["memory_bytes"], most)
+    resource.setrlimit(resource.RLIMIT_AS, (least, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whoever started us may have ignored or blocked it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the reader's; it closes our input
-    pages, answers = sys.stdin.buffer, sys.stdout.buffer
+    pages, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     answers.write(READY)
     answers.flush()
     nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, 2)  # until here it told why we don't start; what a library says of a page is for nobody
+    os.dup2(nothing, 1)  # a library that prints must not get between the answers
+    os.dup2(nothing, 2)  # until here it told why we don't start
     try:
         for line in pages:
             request = json.loads(line)
@@ -62,7 +65,7 @@ def _answer(content: bytes, charset: str | None, is_html: bool) -> dict[str, Any
 
 def _read(content: bytes, charset: str | None, is_html: bool) -> Extract:
     text = decoded(content, charset, is_html=is_html)
-    return extract(text) if is_html else Extract(text, "", "", "")
+    return extract(text) if is_html else Extract(text.replace("\r\n", "\n").replace("\r", "\n"), "", "", "")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,17 @@ def test_german_is_read_as_it_was_written(content, declared):
     assert GERMAN in decoded(content, declared)
 
 
+def test_a_few_umlauts_among_much_markup_tell_a_header_that_is_not_true():
+    content = page("Füchse. " + "<br>" * 20_000, "latin-1") + "<p>Über Mäuse</p>".encode("latin-1")
+    assert "Über Mäuse" in decoded(content, "utf-8")
+
+
+@pytest.mark.parametrize(("charset", "name"), [("cp932", "shift_jis"), ("cp949", "euc-kr"), ("gb18030", "gb2312")])
+def test_a_name_means_what_browsers_read_by_it(charset, name):
+    text = {"cp932": "①㈱髙", "cp949": "똠방각하", "gb18030": "镕㐂"}[charset]
+    assert text in decoded(page(text, charset), name)
+
+
 @pytest.mark.parametrize("charset", ["koi8-r", "cp1251", "utf-8"])
 def test_russian_is_told_by_its_bytes(charset):
     assert RUSSIAN in decoded(page(RUSSIAN, charset))

@@ -72,6 +72,22 @@ def test_a_wrapper_of_the_whole_text_is_kept_whatever_it_is_called(name):
     assert FOX.strip() in page(f"<div class='{name}'>{article()}</div>").text
 
 
+def test_a_page_that_is_hidden_while_it_asks_about_cookies():
+    text = page(
+        f"<div aria-hidden=true>{article('<p aria-hidden=true>Elsewhere</p>')}</div><div class=cookies>Cookies?</div>"
+    ).text
+    assert FOX.strip() in text and "Cookies?" not in text
+
+
+def test_what_a_text_is_about_is_no_name_of_its_part():
+    assert (
+        FOX.strip()
+        in page(
+            f"<main>{'<p>Short.</p>' * 99}<article class='post tag-social category-search'>{article()}</article></main>"
+        ).text
+    )
+
+
 def test_more_comments_than_text():
     comments = "".join(f"<li class=comment><p>{number} Comment. {MORE}</p>" for number in range(12))
     text = page(f"<div class=post>{article()}</div><ol class=commentlist>{comments}</ol>").text

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import time
 
@@ -73,13 +74,40 @@ def test_a_page_that_takes_too_much_memory_is_given_up():
     assert small.read(b"<p>fox</p>").text == "fox"
 
 
-def test_a_worker_that_is_killed_costs_a_page(reader):
+def test_a_worker_that_somebody_killed_costs_nothing(reader):
     assert is_well(reader)
     assert reader._worker
     os.kill(reader._worker.pid, signal.SIGKILL)
-    with pytest.raises(BadRecord, match="ended"):
-        reader.read(PAGE.encode())
     assert is_well(reader)
+
+
+def test_an_interrupted_answer_is_not_taken_for_the_next_page(reader, monkeypatch):
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    assert is_well(reader)
+    with monkeypatch.context() as patched:
+        patched.setattr(select, "select", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            reader.read(b"<p>another page</p>")
+    assert is_well(reader)
+
+
+def test_a_worker_that_stands_still_is_ended(monkeypatch):
+    monkeypatch.setattr("fox.data.web.reader.MAX_WAIT_S", 0.2)
+    reader = PageReader()
+    assert is_well(reader)
+    assert reader._worker
+    os.kill(reader._worker.pid, signal.SIGSTOP)
+    assert is_well(reader)
+
+
+def test_no_module_of_the_folder_that_we_are_in_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / "json.py").write_text("raise SystemExit('hostile')")
+    (tmp_path / "fox").mkdir()
+    (tmp_path / "fox" / "__init__.py").write_text("raise SystemExit('hostile')")
+    monkeypatch.chdir(tmp_path)
+    assert is_well(PageReader())
 
 
 def test_a_fork_has_a_reader_of_its_own():
