@@ -5,14 +5,15 @@ Both decisions depend on a document's content alone, so they do not change when 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fox.data.decontaminate import Hits, Questions
+from fox.data.personal import mask_personal
 from fox.data.quarantine import Tally
 from fox.data.sources import Document, read_source
 from fox.errors import UserError
@@ -43,7 +44,7 @@ def training_texts(recipe: Recipe, questions: Questions | None, meter: Meter) ->
     texts: dict[bytes, str] = {}
     size = 0
     for name, source in recipe.source.items():
-        for document in read_source(name, source, Tally(name, source)):
+        for document in _documents(recipe, name, Tally(name, source)):
             meter.advance(document.num_bytes, note=name)
             if document.digest in texts or is_heldout(document, recipe.data.heldout_fraction):
                 continue
@@ -54,6 +55,26 @@ def training_texts(recipe: Recipe, questions: Questions | None, meter: Meter) ->
             if size > 2 * most:
                 texts, size = _lowest(texts, most)
     return list(_lowest(texts, most)[0].values())
+
+
+def _documents(recipe: Recipe, name: str, tally: Tally) -> Iterator[Document]:
+    """A source's documents, with the personal data masked that the recipe names."""
+    kinds = recipe.data.mask_personal
+    for document in read_source(name, recipe.source[name], tally):
+        yield _masked(document, kinds, tally) if kinds else document
+
+
+def _masked(document: Document, kinds: Sequence[str], tally: Tally) -> Document:
+    if document.text is not None:
+        text, found = mask_personal(document.text, kinds)
+        tally.masked.update(found)
+        return replace(document, text=text) if found else document
+    messages = []
+    for message in document.messages or ():
+        content, found = mask_personal(message["content"], kinds)
+        tally.masked.update(found)
+        messages.append({**message, "content": content})
+    return replace(document, messages=tuple(messages))
 
 
 def text_of(document: Document) -> str:
@@ -117,7 +138,7 @@ def write_shards(
         tally, of_source = Tally(name, source), SourceFacts()
         is_chat = source.kind == "chat"
         writers = {s: ShardWriter(shard_path(folder, name, s), tokenizer.vocab_size, is_chat) for s in SPLITS}
-        for batch in _batches(read_source(name, source, tally)):
+        for batch in _batches(_documents(recipe, name, tally)):
             new = []
             for document in batch:
                 if document.digest in seen:

@@ -57,6 +57,8 @@ class Tally:
     """Bad records by reason. A file that is broken as a whole, or from some place on, counts as one."""
     left_out: Counter[str] = field(default_factory=Counter)
     """What was cut from good records, and records that hold no document, by reason."""
+    masked: Counter[str] = field(default_factory=Counter)
+    """Personal data that were replaced, by kind."""
     skipped: Counter[str] = field(default_factory=Counter)
     """Files that were not opened, by suffix or reason."""
     first_bad: list[Refusal] = field(default_factory=list)
@@ -126,6 +128,7 @@ class Tally:
             "bad": dict(self.bad.most_common()),
             "first_bad": [refusal._asdict() for refusal in self.first_bad],
             "left_out": dict(self.left_out.most_common()),
+            "masked": dict(self.masked.most_common()),
             "skipped": dict(self.skipped.most_common()),
             "first_skipped": list(self.first_skipped),
         }

@@ -42,6 +42,9 @@ class Data(Section):
     decontaminate: list[str] = Field(default=[])
     """Files of evaluation questions (.jsonl, .json, also compressed), or globs of them: a document that has 13 words in a row of one of their
     texts, or a shorter text as a whole, is left out (arXiv 2005.14165, appendix C)."""
+    mask_personal: list[Literal["email", "ip", "card", "phone"]] = Field(default=[])
+    """Personal data that give way to values kept free for examples: e-mail and IP addresses, card numbers whose check digit is right, telephone
+    numbers that begin with + or are written as in North America."""
 
 
 class Tokenizer(Section):

@@ -45,8 +45,8 @@ _TABLES = {
 def recipe_inputs(recipe: Recipe, step: str) -> Inputs:
     """What a step takes from the recipe: the part of its inputs that is known before any file is read."""
     values = sections(recipe, _TABLES[step])
-    if "data" in values and not recipe.data.decontaminate:  # as runs of before there was such a key have it
-        del values["data"]["decontaminate"]
+    if "data" in values:  # as runs of before there were such keys have it
+        values["data"] = {key: value for key, value in values["data"].items() if value != []}
     if step in ("pretrain", "tune"):
         values["train"] = _how_to_train(recipe)
     if step == "pretrain":

@@ -58,6 +58,8 @@ def print_sources(run: Run) -> None:
                 f"  {name}: left out {count:,} documents with texts of {escape(file)} [dim](first: {escape(hits['first_places'][file][0])})[/dim]",
                 soft_wrap=True,
             )
+        for kind, count in reading.get("masked", {}).items():
+            console.print(f"  {name}: masked {count:,} x {kind}", soft_wrap=True)
         for reason, count in reading["left_out"].items():
             console.print(f"  {name}: left out {count:,} x {escape(reason)}", soft_wrap=True)
         for reason, count in reading["skipped"].items():

@@ -271,3 +271,33 @@ def test_a_planted_question_reaches_neither_shards_nor_vocabulary(tmp_path, text
             assert "lazy dog in the dark" not in tiny_tokenizer.decode(tokens.tolist()).lower()
     assert not any("lazy dog in the dark" in text.lower() for text in training_texts(recipe, questions, METER))
     assert any("lazy dog in the dark" in text.lower() for text in training_texts(recipe, None, METER))
+
+
+def test_personal_data_reach_neither_shards_nor_vocabulary(tmp_path, texts, tiny_tokenizer):
+    (texts / "book.txt").write_text("Write to jane.doe@mail.example.co.uk, or to 8.8.8.8.\n")
+    (tmp_path / "talk.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": "user", "content": f"I am no. {number}, jane.doe@mail.example.co.uk"},
+                        {"role": "assistant", "content": "Ho"},
+                    ]
+                }
+            )
+            + "\n"
+            for number in range(20)
+        )
+    )
+    recipe = recipe_of(own=str(texts), talk=str(tmp_path / "talk.jsonl"))
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"mask_personal": ["email"]})})
+    facts = write_shards(recipe, tiny_tokenizer, None, tmp_path, METER)
+    assert facts["own"].reading["masked"] == {"email": 1} and facts["talk"].reading["masked"] == {"email": 20}
+    said = [
+        tiny_tokenizer.decode(tokens.tolist())
+        for shard in tmp_path.glob("*.ds")
+        for tokens, _ in Shard(shard, tiny_tokenizer.vocab_size).documents()
+    ]
+    assert not any("jane.doe" in text for text in said) and any("8.8.8.8" in text for text in said)
+    assert sum("email@example.com" in text for text in said) == 21
+    assert not any("jane.doe" in text for text in training_texts(recipe, None, METER))
