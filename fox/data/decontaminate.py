@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fox.artifacts import sha256_of
 from fox.data.files import ROWS, SourceFile, suffix_of
 from fox.data.quarantine import BadRecord, visible
 from fox.data.rows import rows_of
@@ -91,29 +92,35 @@ class Questions:
 
 
 def question_files(patterns: Sequence[str]) -> list[SourceFile]:
-    """The files that `data.decontaminate` names, sorted. Raises UserError where a pattern names none, or one of another kind."""
+    """The files that `data.decontaminate` names, each once. Raises UserError where a pattern names none, or one of another kind."""
     files: dict[str, SourceFile] = {}
     for pattern in patterns:
-        found = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  # Path.glob knows no absolute pattern
+        try:
+            found = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  # Path.glob knows no absolute pattern
+        except RuntimeError as error:  # ~ of an unknown user
+            raise _refused(pattern, f"can't be a path: {error}") from None
         if not found:
-            raise UserError(
-                "data.decontaminate",
-                pattern,
-                problem="names no file",
-                mend="Name files of questions, or a glob of them.",
-            )
+            raise _refused(pattern, "names no file")
         for name in found:
             path = Path(name)
             file = SourceFile(path, visible("/".join(path.parts[-2:])), suffix_of(path.name))
-            if file.format not in ROWS:
-                raise UserError(
-                    "data.decontaminate",
-                    pattern,
-                    problem=f"names {name}, which is not JSON",
-                    mend="Questions are read from .jsonl and .json.",
-                )
+            if file.format not in ROWS or not path.is_file():
+                raise _refused(pattern, f"names {visible(name)}, which is no file of JSON")
             files[name] = file
     return list(files.values())
+
+
+def hashes_of(files: Sequence[SourceFile]) -> dict[str, str]:
+    """The SHA-256 of each file, by its place in the list and its label. Raises UserError where one can't be read."""
+    try:
+        return {f"{number} {file.label}": sha256_of(file.path) for number, file in enumerate(files, 1)}
+    except OSError as error:
+        raise _refused(str(error.filename), f"can't be read: {error.strerror}") from None
+
+
+def _refused(pattern: str, problem: str) -> UserError:
+    mend = "Name files of questions (.jsonl or .json, also .gz or .zst), or a glob of them."
+    return UserError("data.decontaminate", pattern, problem=problem, mend=mend)
 
 
 def _texts(file: SourceFile) -> Iterator[tuple[str, bool]]:

@@ -11,7 +11,7 @@ from rich.console import Console
 import fox
 from fox.artifacts import folder_made_whole, sha256_of, write_json
 from fox.data.corpus import shard_path, training_texts, write_shards
-from fox.data.decontaminate import Questions, question_files
+from fox.data.decontaminate import Questions, hashes_of, question_files
 from fox.data.inventory import Inventory, fingerprints, read_inventory, take_inventory
 from fox.errors import UserError
 from fox.formats.token_shards import Shard
@@ -147,9 +147,8 @@ def data_inputs(run: Run, inventory: Inventory) -> Inputs:
 
 
 def _question_hashes(recipe: Recipe) -> Inputs:
-    """The hash of each file of `data.decontaminate`; nothing where it names none."""
     files = question_files(recipe.data.decontaminate)
-    return {"questions": {str(file.path): sha256_of(file.path) for file in files}} if files else {}
+    return {"questions": hashes_of(files)} if files else {}
 
 
 def _questions(recipe: Recipe, console: Console) -> Questions | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fox.data.decontaminate import MIN_QUESTION_WORDS, Questions, grams_of, question_files, words_of
+from fox.data.decontaminate import MIN_QUESTION_WORDS, Questions, grams_of, hashes_of, question_files, words_of
 from fox.errors import UserError
 from fox.progress import Meter
 
@@ -81,7 +81,7 @@ def test_runs_of_words_are_told_apart_by_order_and_place():
     [
         ("a.jsonl", b'{"question": ', "not JSON"),
         ("a.jsonl.gz", b"no gzip", "gzip is cut short"),
-        ("a.csv", b"question", "is not JSON"),
+        ("a.csv", b"question", "is no file of JSON"),
     ],
 )
 def test_questions_that_can_not_be_read_stop_the_run(tmp_path, name, content, problem):
@@ -92,8 +92,26 @@ def test_questions_that_can_not_be_read_stop_the_run(tmp_path, name, content, pr
 
 
 def test_a_pattern_that_names_nothing_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="names no file"):
-        question_files([str(tmp_path / "*.jsonl")])
+    (tmp_path / "folder.jsonl").mkdir()
+    for pattern, problem in (
+        ("*.json", "names no file"),
+        ("*.jsonl", "which is no file"),
+        ("~nobody_at_all/x", "be a path"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            question_files([pattern if pattern.startswith("~") else str(tmp_path / pattern)])
+
+
+def test_a_change_of_the_questions_is_noticed_wherever_they_lie(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.jsonl").write_text("{}\n")
+    before = hashes_of(question_files([str(tmp_path / "a" / "*")]))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "a").mkdir()
+    (tmp_path / "b" / "a" / "x.jsonl").write_text("{}\n")
+    assert hashes_of(question_files([str(tmp_path / "b" / "**" / "*.jsonl")])) == before
+    (tmp_path / "a" / "x.jsonl").write_text("{} \n")
+    assert hashes_of(question_files([str(tmp_path / "a" / "*")])) != before
 
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "eval"
