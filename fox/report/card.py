@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fox.recipe.write import toml_page
@@ -19,7 +19,7 @@ from fox.report.how_to_run import Opening, how_to_run
 from fox.report.hub_metadata import front_matter, license_values, scores_index
 from fox.report.markdown import words
 from fox.report.page import summary
-from fox.report.run_files import BaseModelFacts, Metrics, Results, RunFiles
+from fox.report.run_files import BaseModelFacts, Metrics, Results, RunFiles, SourceFacts
 from fox.report.tables import StageFacts, Table, machine, scores_table, stages_of, steps_table
 from fox.report.terms import model_license, recipe_as_stated, source_license, source_url
 
@@ -270,11 +270,32 @@ def _data(about: About, run: RunFiles) -> str:
         if isinstance(digest, str):
             digests[name] = digest
     told = [markdown.raw_table(head, rows, text_columns=3)]
+    told += _cleaned(sources.values())
     if not all(source_license(run, name) for name in sources):
         told.append(
             "Where a licence is not stated, the records name none for these documents: ask before you rely on one."
         )
     return "\n\n".join([*told, *_hashes(digests, "SHA-256 of each source's files, names and contents")])
+
+
+def _cleaned(sources: Iterable[SourceFacts]) -> list[str]:
+    """What was done against memories of evaluations and of people."""
+    questions = masked = 0
+    for facts in sources:
+        questions += sum(facts.contaminated.documents.values())
+        masked += sum(facts.reading.masked.values())
+    return [
+        *(
+            [f"{quantities.exact(questions)} documents that held texts of evaluation files were left out."]
+            if questions
+            else []
+        ),
+        *(
+            [f"{quantities.exact(masked)} personal data (addresses, numbers) were replaced by examples."]
+            if masked
+            else []
+        ),
+    ]
 
 
 def _its_training(about: About, run: RunFiles) -> list[Metrics]:

@@ -46,11 +46,26 @@ class TextSize(Lenient):
     bytes: int | None = None
 
 
+class Contaminated(Lenient):
+    """Documents that were left out since they held texts of evaluation files, by file."""
+
+    documents: dict[str, int] = {}
+
+
+class Reading(Lenient):
+    """What was done to a source's documents as they were read."""
+
+    masked: dict[str, int] = {}
+    """Personal data that were replaced, by kind."""
+
+
 class SourceFacts(Lenient):
     """What the data step found in one source."""
 
     documents: int | None = None
     duplicates: int | None = None
+    contaminated: Contaminated = Contaminated()
+    reading: Reading = Reading()
     bad: int | None = None
     train: TextSize = TextSize()
     heldout: TextSize = TextSize()

@@ -20,6 +20,7 @@ from fox.report.card import About, Gate, model_card
 from fox.report.how_to_run import Opening
 from fox.report.markdown import link, shown_path, words
 from fox.report.run_files import read_run
+from fox.report.tables import data_table
 from tests.unit.report.made_up_run import HOSTILE, STAGES, TUNE, training_rows, write_lines
 
 TARGETS = {"hf": "", "gguf": "tiny.gguf", "ollama": "model.gguf"}
@@ -114,6 +115,28 @@ def test_the_data_table_is_the_data_steps_facts(card: str, whole_run: Path) -> N
         assert number(row["training bytes"]) == facts["train"]["bytes"]
         assert number(row["tokens read in training"]) == drawn[name]
         assert manifest["inputs"]["files"][name] in card
+
+
+def test_what_was_kept_out_of_the_data_is_told(card: str, whole_run: Path, tmp_path: Path) -> None:
+    assert "evaluation files" not in card and "replaced by examples" not in card
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    manifest = json.loads((run / "manifests/data.json").read_text())
+    for facts in manifest["facts"]["sources"].values():
+        facts["contaminated"] = {"documents": {"<b>mmlu</b>/test.jsonl": 3, "arc/test.jsonl": 4}, "first_places": {}}
+    next(iter(manifest["facts"]["sources"].values()))["reading"] = {"masked": {"email": 5, "ip": 1}}
+    (run / "manifests/data.json").write_text(json.dumps(manifest))
+    read = read_run(run)
+    told = model_card(about(), read)
+    assert "14 documents that held texts of evaluation files were left out." in told
+    assert "6 personal data (addresses, numbers) were replaced by examples." in told
+    shown = data_table(read)
+    assert shown
+    first, second = (dict(zip(shown.head, row, strict=True)) for row in shown.rows)
+    assert (first["with questions"], second["with questions"]) == ("7", "7")
+    assert (first["personal data masked"], second["personal data masked"]) == ("6", "0")
+    before = data_table(read_run(whole_run))
+    assert before and set(shown.head) - set(before.head) == {"with questions", "personal data masked"}
 
 
 def test_the_stages_table_is_the_metrics(card: str, whole_run: Path) -> None:
