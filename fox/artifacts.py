@@ -79,8 +79,8 @@ def folder_made_whole(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _put_back(replaced)
         _remove(partial)
-        partial.mkdir()
         try:
+            partial.mkdir()  # within, since SIGTERM may come right behind it
             yield partial
             for folder, _, names in os.walk(partial):
                 for name in names:
@@ -215,7 +215,11 @@ def locked(folder: Path) -> Iterator[None]:
             os.truncate(lock, 0)
             os.write(lock, str(os.getpid()).encode())
             sweep_partials(folder)
-        yield
+        try:
+            yield
+        except BaseException:
+            sweep_partials(folder)  # a signal may come where no block yet knows of what was just begun
+            raise
 
 
 def _take(lock: int) -> None:

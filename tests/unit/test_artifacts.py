@@ -449,3 +449,15 @@ def test_the_hash_of_a_file_is_what_sha256sum_says(tmp_path: Path) -> None:
     parts: list[int] = []
     assert sha256_of(tmp_path / "file", parts.append) == out.split()[0]
     assert sum(parts) == 1_000_000 and len(parts) > 1
+
+
+def test_a_folder_that_is_let_go_by_an_error_has_nothing_half_made_in_it(tmp_path: Path) -> None:
+    def begin() -> None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / ".partial-data").mkdir()
+        (tmp_path / ".partial-data" / "own.train.ds").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), locked(tmp_path):
+        begin()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "lock"]
