@@ -72,7 +72,7 @@ class Questions:
                 if length := _compared_words(words, is_question):
                     found = grams_of(words, length)
                     grams.setdefault(length, []).append(found)
-                    owners.setdefault(length, []).append(np.full(found.size, number, dtype=np.uint16))
+                    owners.setdefault(length, []).append(np.full(found.size, number, dtype=np.uint32))
             meter.advance(1, note=file.label)
         self._known = {}
         for length, parts in grams.items():

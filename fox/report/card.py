@@ -9,19 +9,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fox.recipe.write import toml_page
 from fox.report import markdown, quantities
 from fox.report.about import About, Gate
+from fox.report.card_data import data_section, its_training, tokens_drawn
 from fox.report.how_to_run import Opening, how_to_run
 from fox.report.hub_metadata import front_matter, license_values, scores_index
 from fox.report.markdown import words
 from fox.report.page import summary
-from fox.report.run_files import BaseModelFacts, Metrics, Results, RunFiles, SourceFacts
+from fox.report.run_files import BaseModelFacts, Results, RunFiles
 from fox.report.tables import StageFacts, Table, machine, scores_table, stages_of, steps_table
-from fox.report.terms import model_license, recipe_as_stated, source_license, source_url
+from fox.report.terms import model_license, recipe_as_stated
 
 __all__ = ["About", "Gate", "model_card"]
 
@@ -191,7 +191,7 @@ def _opening(run: RunFiles | None) -> Opening:
 def _of_run(about: About, run: RunFiles) -> list[str]:
     return [
         f"## Training\n\n{_training(about, run)}",
-        f"## Data\n\n{_data(about, run)}",
+        f"## Data\n\n{data_section(about, run)}",
         f"## Scores\n\n{_scores(about, run)}",
         f"## Limits\n\n{_limits(about, run)}",
     ]
@@ -242,75 +242,6 @@ def _stage_row(run: RunFiles, part: str, stage: StageFacts) -> list[str]:
     ]
 
 
-def _data(about: About, run: RunFiles) -> str:
-    sources = run.facts("data").sources
-    if not sources:
-        return "Nothing is recorded of it."
-    seen = _tokens_drawn(about, run)
-    files = run.manifests["data"].inputs.get("files")
-    head = ["source", "licence", "from", "documents", "duplicates dropped", "unusable", "training tokens",
-            "training bytes", "tokens read in training", "held-out documents"]  # fmt: skip
-    rows, digests = [], {}
-    for name, facts in sources.items():
-        rows.append(
-            [
-                words(name),
-                words(source_license(run, name) or "not stated"),
-                markdown.link(source_url(run, name)) or quantities.NONE,
-                quantities.exact(facts.documents),
-                quantities.exact(facts.duplicates),
-                quantities.exact(facts.bad),
-                quantities.exact(facts.train.tokens),
-                quantities.exact(facts.train.bytes),
-                quantities.exact(seen.get(name)),
-                quantities.exact(facts.heldout.documents),
-            ]
-        )
-        digest = files.get(name) if isinstance(files, dict) else None
-        if isinstance(digest, str):
-            digests[name] = digest
-    told = [markdown.raw_table(head, rows, text_columns=3)]
-    told += _cleaned(sources.values())
-    if not all(source_license(run, name) for name in sources):
-        told.append(
-            "Where a licence is not stated, the records name none for these documents: ask before you rely on one."
-        )
-    return "\n\n".join([*told, *_hashes(digests, "SHA-256 of each source's files, names and contents")])
-
-
-def _cleaned(sources: Iterable[SourceFacts]) -> list[str]:
-    """What was done against memories of evaluations and of people."""
-    questions = masked = 0
-    for facts in sources:
-        questions += sum(facts.contaminated.documents.values())
-        masked += sum(facts.reading.masked.values())
-    return [
-        *(
-            [f"{quantities.exact(questions)} documents that held texts of evaluation files were left out."]
-            if questions
-            else []
-        ),
-        *(
-            [f"{quantities.exact(masked)} personal data (addresses, numbers) were replaced by examples."]
-            if masked
-            else []
-        ),
-    ]
-
-
-def _its_training(about: About, run: RunFiles) -> list[Metrics]:
-    """What this model has gone through: a base model was not tuned, though its run went on."""
-    return [metrics for metrics in (run.pretrain, run.tune if about.part != "base" else None) if metrics]
-
-
-def _tokens_drawn(about: About, run: RunFiles) -> Counter[str]:
-    drawn: Counter[str] = Counter()
-    for metrics in _its_training(about, run):
-        for row in metrics.rows:
-            drawn.update(row.mix)
-    return drawn
-
-
 def _scores(about: About, run: RunFiles) -> str:
     made = scores_table(run.results, run.last_stage) if run.results else None
     if not run.results or not made:
@@ -344,7 +275,7 @@ def _replies(results: Results) -> list[str]:
 
 
 def _limits(about: About, run: RunFiles) -> str:
-    drawn = _tokens_drawn(about, run)
+    drawn = tokens_drawn(about, run)
     seen = sum(drawn.values())
     size = "It is small" if about.parameters < 10**10 else "It is a language model"
     told = [
@@ -361,7 +292,7 @@ def _limits(about: About, run: RunFiles) -> str:
             f"It has read {seen:,.0f} tokens in all, {seen / max(1, about.parameters):,.2f} a parameter, of {_listed(drawn)}. "
             "It knows nothing that is not in them, and holds what is wrong or unfair in them for true."
         )
-    stages = [stage for metrics in _its_training(about, run) for stage in stages_of(metrics, "")]
+    stages = [stage for metrics in its_training(about, run) for stage in stages_of(metrics, "")]
     longest = max((length for stage in stages for length in stage.chunk_lengths.values()), default=0)
     context = f"It reads at most {about.max_position_embeddings:,} tokens at a time"
     if 0 < longest < about.max_position_embeddings:
@@ -428,7 +359,7 @@ def _again(about: About, run: RunFiles) -> str:
     if steps:
         told.append(markdown.table(steps))
     made = _made_files(about, run)
-    return "\n\n".join([*told, *_hashes(made, "SHA-256 of the model that this is made of")])
+    return "\n\n".join([*told, *markdown.hashes(made, "SHA-256 of the model that this is made of")])
 
 
 def _made_files(about: About, run: RunFiles) -> dict[str, str]:
@@ -439,10 +370,3 @@ def _made_files(about: About, run: RunFiles) -> dict[str, str]:
         {name: digest for name, digest in manifest.outputs.items() if name.startswith(folder)} if manifest else {}
     )
     return recorded
-
-
-def _hashes(digests: Any, title: str = "SHA-256 of what it was made of") -> Sequence[str]:
-    if not digests:
-        return []
-    rows = [[markdown.shown_path(name), digest] for name, digest in digests.items()]
-    return [markdown.folded(title, markdown.table(Table(["", "SHA-256"], rows, text_columns=2)))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -75,3 +76,9 @@ def without_local_paths(value: Any) -> Any:
 
 def _escaped(syntax: str) -> str:
     return f"{syntax}\\" if syntax.isdigit() else f"\\{syntax}"
+
+
+def hashes(digests: Mapping[str, str], title: str) -> list[str]:
+    """A folded table of names and their SHA-256; nothing where there are none."""
+    rows = [[shown_path(name), digest] for name, digest in digests.items()]
+    return [folded(title, table(Table(["", "SHA-256"], rows, text_columns=2)))] if rows else []

@@ -71,6 +71,16 @@ class SourceFacts(Lenient):
     heldout: TextSize = TextSize()
     bytes_per_token: float | None = None
 
+    @property
+    def with_questions(self) -> int:
+        """Documents that were left out since they held texts of evaluation files."""
+        return sum(self.contaminated.documents.values())
+
+    @property
+    def masked(self) -> int:
+        """Personal data that were replaced."""
+        return sum(self.reading.masked.values())
+
 
 class BaseModelFacts(Lenient):
     """The model that a training started from, as its user named it, and what its files state."""

@@ -83,8 +83,8 @@ def data_table(run: RunFiles) -> Table | None:
         for name, facts in sources.items()
     ]
     for title, counts in (  # of few runs, and then of all their sources
-        ("with questions", [sum(facts.contaminated.documents.values()) for facts in sources.values()]),
-        ("personal data masked", [sum(facts.reading.masked.values()) for facts in sources.values()]),
+        ("with questions", [facts.with_questions for facts in sources.values()]),
+        ("personal data masked", [facts.masked for facts in sources.values()]),
     ):
         if any(counts):
             head.insert(4, title)

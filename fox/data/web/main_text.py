@@ -53,6 +53,9 @@ MAX_ELSEWHERE_SHARE = 0.9
 MAX_ASIDE_SHARE = 0.3
 """A part with more of the page's running text than this is no aside, whatever it is called: pages are wrapped in elements of any name."""
 
+MIN_RUNNING_SHARE = 0.2
+"""So much of a page must be running text, for that to tell where its main part is."""
+
 MIN_MAIN_SHARE = 0.95
 """The main part is the innermost that has so much of its parent's running text."""
 
@@ -88,13 +91,7 @@ def _leave_main_part(body: Any) -> None:
             element.remove()
     running = _Running(body)
     for element in _all(body, _PARTS):
-        share = running.share(element)
-        kind = _kind_of_aside(element) if share < MAX_ELSEWHERE_SHARE else ""
-        if (
-            kind
-            and share < (MAX_ELSEWHERE_SHARE if kind == "elsewhere" else MAX_ASIDE_SHARE)
-            and body.contains(element)
-        ):
+        if running.share(element) < _largest_aside(element) and body.contains(element):
             running.forget(element)
             element.remove()
     for teasers in _rows_of_teasers(body):
@@ -108,26 +105,25 @@ def _leave_main_part(body: Any) -> None:
     _drop_link_lists(main)
 
 
-def _kind_of_aside(element: Any) -> str:
+def _largest_aside(element: Any) -> float:
+    """Below which share of the page's running text an element is an aside, by its tag and its names; 0 where nothing says so."""
     tag = element.tag
     if tag in ("article", "main"):  # whose classes tell what the text is about
-        return ""
-    if tag == "form":
-        return "aside"
-    if tag in ("header", "footer", "aside") and element.closest(_MAIN) is None:
-        return "aside"
-    kind = _kind_by_name(element.class_name or "")
-    if kind or tag == "footer":
-        return kind or "aside"
-    name = element.id
-    kind = _kind_by_name(name) if name else ""
-    return "" if kind and _is_anchor(element, name) else kind
+        return 0.0
+    if tag == "form" or (tag in ("header", "footer", "aside") and element.closest(_MAIN) is None):
+        return MAX_ASIDE_SHARE
+    if limit := _limit_by_name(element.class_name or ""):
+        return limit
+    if tag == "footer":
+        return MAX_ASIDE_SHARE
+    limit = _limit_by_name(element.id or "")
+    return 0.0 if limit and _is_anchor(element, element.id) else limit
 
 
 @lru_cache(maxsize=4096)
-def _kind_by_name(names: str) -> str:
+def _limit_by_name(names: str) -> float:
     words = _CAMEL.sub("-", names)
-    return "elsewhere" if _ELSEWHERE.search(words) else "aside" if _ASIDE.search(words) else ""
+    return MAX_ELSEWHERE_SHARE if _ELSEWHERE.search(words) else MAX_ASIDE_SHARE if _ASIDE.search(words) else 0.0
 
 
 def _is_anchor(element: Any, name: str) -> bool:
@@ -152,67 +148,68 @@ def _rows_of_teasers(body: Any) -> list[list[Any]]:
     return [row for row in rows.values() if len(row) >= MIN_TEASERS]
 
 
+class _Sums:
+    """A number for each element below a root: the sum of what was added to it and to all that is in it."""
+
+    def __init__(self, root: Any) -> None:
+        self._root = root
+        self._parents: dict[Any, Any] = {}
+        self.sizes: dict[Any, int] = {}
+
+    def add(self, element: Any, size: int) -> None:
+        while size and element is not None:
+            self.sizes[element] = self.sizes.get(element, 0) + size
+            if element == self._root:
+                return
+            if element not in self._parents:
+                self._parents[element] = element.parent
+            element = self._parents[element]
+
+
 class _Running:
     """How much running text each element of a page has: characters in paragraphs, those of links left out."""
 
     def __init__(self, body: Any) -> None:
         self._body = body
-        self._parents: dict[Any, Any] = {}
-        self._sizes: dict[Any, int] = {}
         for selector in (_RUNNING, _RUNNING_IN_LISTS):
+            self._sums = _Sums(body)
             for element in _all(body, selector):
-                self._add(element, len(element.text or ""))
+                self._sums.add(element, len(element.text or ""))
             for link in _all(body, ", ".join(f"{part} a" for part in selector.split(", "))):
-                self._add(link, -len(link.text or ""))
-            if self._sizes.get(body, 0) >= 0.2 * len(body.text or ""):
+                self._sums.add(link, -len(link.text or ""))
+            if self._size(body) >= MIN_RUNNING_SHARE * len(body.text or ""):
                 break
-            self._sizes.clear()
+        else:
+            self._sums = _Sums(body)  # what so little of a page is in tells nothing of where its text is
 
     def share(self, element: Any) -> float:
         """Of the running text of the whole page."""
-        whole = self._sizes.get(self._body, 0)
-        return self._sizes.get(element, 0) / whole if whole else 0.0
+        whole = self._size(self._body)
+        return self._size(element) / whole if whole else 0.0
 
     def forget(self, element: Any) -> None:
         """The element goes, with all that is in it."""
-        self._add(element, -self._sizes.get(element, 0))
+        self._sums.add(element, -self._size(element))
 
     def main_part(self) -> Any:
         part = self._body
         while True:
-            size = self._sizes.get(part, 0)
-            best = max(part.children.values(), key=lambda child: self._sizes.get(child, 0), default=None)
-            if best is None or not size or self._sizes.get(best, 0) < MIN_MAIN_SHARE * size or best.tag in ("p", "pre"):
+            best = max(part.children.values(), key=self._size, default=None)
+            if best is None or best.tag in ("p", "pre") or self._size(best) < max(1, MIN_MAIN_SHARE * self._size(part)):
                 return part
             part = best
 
-    def _add(self, element: Any, size: int) -> None:
-        """Count for an element and all that it is in."""
-        if not size:
-            return
-        while element is not None:
-            self._sizes[element] = self._sizes.get(element, 0) + size
-            if element == self._body:
-                return
-            parent = self._parents.get(element)
-            if parent is None:
-                parent = self._parents[element] = element.parent
-            element = parent
+    def _size(self, element: Any) -> int:
+        return self._sums.sizes.get(element, 0)
 
 
 def _drop_link_lists(main: Any) -> None:
     whole = len(main.text or "")
-    linked: dict[Any, int] = {}
-    parents: dict[Any, Any] = {}
+    linked = _Sums(main)
     for link in _all(main, "a"):
-        size, element = len(link.text or ""), link
-        while size and element is not None and element != main:
-            linked[element] = linked.get(element, 0) + size
-            if element not in parents:
-                parents[element] = element.parent
-            element = parents[element]
-    for element, size in linked.items():
-        if element.tag in _LISTS:
+        linked.add(link, len(link.text or ""))
+    for element, size in linked.sizes.items():
+        if element != main and element.tag in _LISTS:
             text = len(element.text or "")
             if size > MAX_LINK_SHARE * text and text < MAX_ASIDE_SHARE * whole:
                 element.remove()

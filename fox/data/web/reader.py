@@ -16,6 +16,7 @@ from pathlib import Path
 import fox
 from fox.data.quarantine import BadRecord
 from fox.data.web.extract import Extract
+from fox.data.web.worker import OUT_OF_MEMORY, READY
 
 PROCESSOR_S = 5.0
 """Of one page. The largest of ordinary ones takes a tenth of a second."""
@@ -27,8 +28,6 @@ MAX_WAIT_S = 300.0
 """For an answer, where a worker neither ends nor computes: it swaps, or somebody has stopped it."""
 
 _ROOT = str(Path(fox.__file__).parents[1])
-
-_READY, _OUT_OF_MEMORY = b"ready\n", 3  # as worker.py has them, whose libraries this process does without
 
 
 class PageReader:
@@ -76,21 +75,16 @@ class PageReader:
 
     def _start(self) -> subprocess.Popen[bytes]:
         paths = [_ROOT, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        safely = "-P"  # nothing is imported from the folder that we are in
         worker = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "fox.data.web.worker",
-                self._limits,
-            ],  # -P: nothing of the folder that we are in
+            [sys.executable, safely, "-m", "fox.data.web.worker", self._limits],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
         weakref.finalize(self, _end, worker)
         assert worker.stdout
-        if worker.stdout.readline() != _READY:
+        if worker.stdout.readline() != READY:
             raise RuntimeError("the process that reads pages does not start; it has said why")
         self._worker = worker
         return worker
@@ -103,7 +97,7 @@ class PageReader:
         _end(worker)
         if code == -signal.SIGPROF:
             return self._too_long
-        return "takes too much memory" if code == _OUT_OF_MEMORY else ""
+        return "takes too much memory" if code == OUT_OF_MEMORY else ""
 
 
 def page_reader() -> PageReader:

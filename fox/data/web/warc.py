@@ -93,10 +93,12 @@ def records_of(path: Path) -> Iterator[tuple[int, Page | NotAPage | BadRecord]]:
                 elif value is not None:
                     yield number, value
             at = _find(file, start, at + 1)
-            if at < 0:
-                raise damage  # the rest of the file is lost
             if not is_told:  # else it is the same damage still
+                if at < 0:
+                    raise damage  # the rest of the file is lost
                 yield number, damage
+            elif at < 0:
+                return
             breaks += 1
     raise BadRecord(f"is damaged in {MAX_BREAKS} places in a row")
 

@@ -111,6 +111,12 @@ def test_a_page_without_paragraphs():
     assert page("").text == page("<nav>Menu</nav>").text == extract("").text == ""
 
 
+def test_a_little_running_text_does_not_tell_where_the_text_is():
+    lines = "<br>".join(f"Line {number} of the text." for number in range(99))
+    text = page(f"<div>{lines}</div><div><p>Here is a paragraph.</p></div>").text
+    assert "Line 0" in text and "Line 98" in text
+
+
 def test_text_in_lists_alone():
     points = "".join(f"<li>{number}. {FOX}" for number in range(3))
     text = page(f"<ul class=menu><li><a href=/>Home</a></ul><ul>{points}</ul>").text
