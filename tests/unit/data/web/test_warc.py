@@ -179,6 +179,8 @@ def test_reading_goes_on_behind_damage(tmp_path, compress):
     pattern = "PDPPDPDDPPPDPPPPPPDP"
     found = read(tmp_path, b"".join(bytes(damaged) if kind == "D" else one for kind in pattern))
     assert kinds_of(found) == [{"P": Page, "D": BadRecord}[kind] for kind in pattern.replace("DD", "D")]
+    begins_well = one[:8] + b"\0" * 20 + one[28:]
+    assert kinds_of(read(tmp_path, one + begins_well * 2)) == [Page, BadRecord]  # told once, at a file's end, too
 
 
 @pytest.mark.parametrize(
