@@ -29,6 +29,7 @@ for command, name in (  # in the order of the help
     (choosing.show, "show"),
     (choosing.plan, "plan"),
     (choosing.find_lr, "find-lr"),
+    (training.corpus, "corpus"),
     (training.tokenizer, "tokenizer"),
     (training.pretrain, "pretrain"),
     (training.tune, "tune"),
@@ -98,7 +99,7 @@ def _is_of_a_run(words: list[str]) -> bool:
     command, *rest = words or [""]
     if command == "eval":  # of a model, too
         return any(word.endswith(".toml") for word in rest)
-    return command in ("run", "tokenizer", "data", "pretrain", "tune", "report", "find-lr")
+    return command in ("run", "corpus", "tokenizer", "data", "pretrain", "tune", "report", "find-lr")
 
 
 def _output_fails() -> bool:

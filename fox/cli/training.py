@@ -1,4 +1,4 @@
-"""The commands that make a model, step by step: run, tokenizer, data, pretrain, tune, eval, report."""
+"""The commands that make a model, step by step: run, corpus, tokenizer, data, pretrain, tune, eval, report."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def run(
     wandb: WandB = None,
     mlflow: MLflow = None,
 ) -> None:
-    """Do everything: tokenizer, data, pretrain, tune, eval, report.
+    """Do everything: corpus where there is to be one, tokenizer, data, pretrain, tune, eval, report.
 
     Steps that are done are skipped. Stop it whenever you like, even with kill -9: the same command goes on from the last
     checkpoint, and gives the same losses as if it had never stopped.
@@ -44,6 +44,17 @@ def run(
 
     done = _do(recipe, override, out, list(STEPS), redo, _watchers(tensorboard, wandb, mlflow))
     print_summary(done)
+
+
+def corpus(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
+    """Make the sources into a corpus, where the recipe asks for one: read, filtered and de-duplicated by all cores, or by a cluster.
+
+    `fox data report` shows what became of the documents. Stop it whenever you like: the same command goes on.
+    """
+    done = _do(recipe, override, out, ["corpus"], redo)
+    if not done.recipe.makes_corpus:
+        mend = "Add a [data.executor] table, or take the sources as they are: fox tokenizer, fox data."
+        raise UserError("data", problem="asks for no corpus", mend=mend)
 
 
 def tokenizer(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:

@@ -8,6 +8,7 @@ found in every book ("all of the above") and tells nothing. In a text with a bla
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fox.artifacts import sha256_of
+from fox.artifacts import sha256_of, write_json
 from fox.data.files import ROWS, SourceFile, suffix_of
 from fox.data.quarantine import BadRecord, visible
 from fox.data.rows import rows_of
@@ -36,6 +37,8 @@ _QUESTION_KEYS = ("question", "query", "prompt", "problem", "instruction", "ctx"
 _WORD = re.compile(r"[^\W_]+")
 _BLANK = re.compile(r"(?<!\w)_+(?!\w)")
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it can be divided by: no word's place is lost in the product
+
+_LABELS = "labels.json"
 
 FIRST_PLACES = 5
 """How many contaminated documents of each file of questions are named."""
@@ -74,10 +77,29 @@ class Questions:
                     grams.setdefault(length, []).append(found)
                     owners.setdefault(length, []).append(np.full(found.size, number, dtype=np.uint32))
             meter.advance(1, note=file.label)
-        self._known = {}
+        self._known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for length, parts in grams.items():
             known, first = np.unique(np.concatenate(parts), return_index=True)
             self._known[length] = known, np.concatenate(owners[length])[first]
+
+    def save(self, folder: Path) -> None:
+        """Keep them in a folder, for processes that `load` them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / _LABELS, self._labels)
+        for length, (known, owner) in self._known.items():
+            np.save(folder / f"{length}.npy", known, allow_pickle=False)
+            np.save(folder / f"{length}.owner.npy", owner, allow_pickle=False)
+
+    @classmethod
+    def load(cls, folder: Path) -> Questions:
+        """Those that were saved, memory-mapped: all processes of a machine share them."""
+        questions = cls([], Meter("questions", 0, "files"))
+        questions._labels = json.loads((folder / _LABELS).read_bytes())
+        for path in sorted(folder.glob("*.owner.npy")):
+            length = path.name.partition(".")[0]
+            known = np.load(folder / f"{length}.npy", mmap_mode="r", allow_pickle=False)
+            questions._known[int(length)] = known, np.load(path, mmap_mode="r", allow_pickle=False)
+        return questions
 
     def file_with(self, text: str) -> str | None:
         """The label of a file that has a question or an answer which `text` holds, or None."""

@@ -1,17 +1,19 @@
-"""Which files a source names: one, those of a folder, or those that an installed package carries."""
+"""Which files a source names: one, those of a folder or of a store elsewhere, or those that an installed package carries."""
 
 from __future__ import annotations
 
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from importlib import metadata
+from operator import itemgetter
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fox.data.quarantine import Tally, visible
+from fox.data.remote import Remote, is_remote, listed
 from fox.errors import UserError
 from fox.recipe.schema import Source
 
@@ -33,6 +35,25 @@ class SourceFile(NamedTuple):
     """Its name below the source's path: the same on every machine, and fit to be shown."""
     suffix: str
     """One of READABLE."""
+    remote: Remote | None = None
+    """Where it is, if that is not on this machine: `path` is nothing then, until it was fetched."""
+
+    def num_bytes(self) -> int:
+        """Its size; 0 where that can't be told, as its reader will find, too."""
+        if self.remote:
+            return self.remote.num_bytes
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def as_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "path": str(self.path), "remote": self.remote and self.remote._asdict()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SourceFile:
+        remote = values["remote"]
+        return cls(**{**values, "path": Path(values["path"]), "remote": Remote(**remote) if remote else None})
 
     @property
     def format(self) -> str:
@@ -42,10 +63,14 @@ class SourceFile(NamedTuple):
 
 def files_of(name: str, source: Source, tally: Tally) -> list[SourceFile]:
     """A source's readable files, sorted by name; `tally` counts the others. Raises UserError where there is none."""
-    named = _carried_by(name, source) if source.path.startswith("pip:") else _on_disk(name, source, tally)
+    named: Iterable[Named]
+    if is_remote(source.path):
+        named = ((found.label, found, "") for found in listed(name, source))
+    else:
+        named = _carried_by(name, source) if source.path.startswith("pip:") else _on_disk(name, source, tally)
     pattern = source.files.split("/")
     files = []
-    for label, path, root in sorted(named):
+    for label, path, root in sorted(named, key=itemgetter(0)):
         if not _matches(label.split("/"), pattern):
             continue
         label = visible(label)
@@ -54,6 +79,8 @@ def files_of(name: str, source: Source, tally: Tally) -> list[SourceFile]:
             tally.skip(label, "hidden")
         elif suffix not in READABLE:
             tally.skip(label, suffix or "no suffix")
+        elif isinstance(path, Remote):
+            files.append(SourceFile(Path(), label, suffix, path))
         elif not Path(os.path.realpath(path)).is_relative_to(root):
             tally.skip(label, "link out of the folder")
         elif os.path.lexists(path) and not path.is_file():
@@ -72,8 +99,8 @@ def files_of(name: str, source: Source, tally: Tally) -> list[SourceFile]:
     return files
 
 
-Named = tuple[str, Path, str]
-"""Label, path, and the real path of the folder that it may not lead out of."""
+Named = tuple[str, Path | Remote, str]
+"""Label, where it is, and the real path of the folder that it may not lead out of."""
 
 
 def _on_disk(name: str, source: Source, tally: Tally) -> Iterator[Named]:

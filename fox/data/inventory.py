@@ -8,13 +8,13 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from fox.artifacts import sha256_of, sha256_of_json, stamp_of
-from fox.data.files import files_of
+from fox.data.files import SourceFile, files_of
 from fox.data.quarantine import Tally
 from fox.progress import Meter
 from fox.recipe import Recipe
 
 Inventory = dict[str, dict[str, dict[str, Any]]]
-"""For each source, for each of its files: bytes, mtime_ns and sha256; or why it is unreadable, as reading it will find too."""
+"""For each source, for each of its files: bytes, mtime_ns and sha256; bytes and version, as its store has them; or why it is unreadable, as reading it will find too."""
 
 
 def read_inventory(path: Path) -> Inventory:
@@ -31,17 +31,23 @@ def take_inventory(recipe: Recipe, known: Inventory, meter: Meter) -> Inventory:
     for name, source in recipe.source.items():
         inventory[name] = {}
         for file in files_of(name, source, Tally(name, source)):
-            entry = inventory[name][file.label] = inventory_entry(file.path, known.get(name, {}).get(file.label, {}))
+            entry = inventory[name][file.label] = _entry(file, known.get(name, {}).get(file.label, {}))
             meter.advance(entry.get("bytes", 0), note=name)
     return inventory
 
 
 def fingerprints(inventory: Inventory) -> dict[str, str]:
-    """One hash for each source: of its files' names and contents, not of their times or where they lie."""
+    """One hash for each source: of its files' names and contents (of one in a store, its version there), not of their times or where they lie."""
     return {
-        name: sha256_of_json({label: entry.get("sha256") for label, entry in files.items()})
+        name: sha256_of_json({label: entry.get("sha256", entry.get("version")) for label, entry in files.items()})
         for name, files in inventory.items()
     }
+
+
+def _entry(file: SourceFile, old: dict[str, Any]) -> dict[str, Any]:
+    if file.remote:
+        return {"bytes": file.remote.num_bytes, "version": file.remote.version}
+    return inventory_entry(file.path, old)
 
 
 def inventory_entry(path: Path, old: dict[str, Any]) -> dict[str, Any]:

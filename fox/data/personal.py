@@ -10,8 +10,11 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+
+from fox.data.document import Document
 
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@(?:[a-z0-9-]{1,63}\.){1,8}[a-z]{2,24}(?![\w-])", re.IGNORECASE)
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)")
@@ -41,6 +44,21 @@ def mask_personal(text: str, kinds: Iterable[str]) -> tuple[str, Counter[str]]:
             for pattern, replaced in KINDS[kind]:
                 text = pattern.sub(partial(_counted, found, kind, replaced), text)
     return text, found
+
+
+def mask_document(document: Document, kinds: Sequence[str]) -> tuple[Document, Counter[str]]:
+    """The document with the personal data of these kinds replaced in its text or in what is said in it; and how many there were."""
+    if not kinds:
+        return document, Counter()
+    if document.text is not None:
+        text, found = mask_personal(document.text, kinds)
+        return (replace(document, text=text), found) if found else (document, found)
+    messages, found = [], Counter[str]()
+    for message in document.messages or ():
+        content, of_message = mask_personal(message["content"], kinds)
+        found += of_message
+        messages.append({**message, "content": content})
+    return replace(document, messages=tuple(messages)), found
 
 
 def _counted(found: Counter[str], kind: str, replaced: Callable[[str], str | None], match: re.Match[str]) -> str:

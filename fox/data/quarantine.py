@@ -110,9 +110,22 @@ class Tally:
                 f"-o source.{self.name}.max_bad_fraction={math.ceil(share * 100) / 100}",
             )
 
+    def add(self, reading: dict[str, Any]) -> None:
+        """Add what was read elsewhere, as `as_dict` has it. Parts are added in the order of their files."""
+        self.files += reading["files"]
+        self.broken_files += reading["broken_files"]
+        self.good += reading["good"]
+        for name in ("bad", "left_out", "masked", "skipped"):
+            getattr(self, name).update(reading[name])
+        for bad in reading["first_bad"]:
+            self.first_place.setdefault(bad["reason"], bad["place"])
+            self.first_bad.append(Refusal(**bad))
+        self.first_bad = self.first_bad[:KEPT]
+
     def _commonest(self) -> str:
         return "; ".join(
-            f"{count} x {reason} (first: {self.first_place[reason]})" for reason, count in self.bad.most_common(3)
+            f"{count} x {reason} (first: {self.first_place.get(reason, 'not kept')})"
+            for reason, count in self.bad.most_common(3)
         )
 
     def _left_out(self) -> str:

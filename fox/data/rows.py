@@ -12,10 +12,12 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import IO, NamedTuple, cast
 
+from fox.data.document import About
 from fox.data.files import ARCHIVES, SourceFile
 from fox.data.json_stream import members, not_json
 from fox.data.parquet import parquet_rows
 from fox.data.quarantine import MAX_RECORD_BYTES, TOO_LONG, BadRecord
+from fox.data.remote import fetched
 from fox.data.web.reader import page_reader
 from fox.data.web.warc import NotAPage, Page, records_of
 from fox.errors import UserError
@@ -28,10 +30,14 @@ class Row(NamedTuple):
 
 
 def rows_of(file: SourceFile, field: str) -> Iterator[Row]:
-    """The rows of a file. A page is one row, with its text under `field`; of a Parquet file only `field` is read."""
+    """The rows of a file. A page is one row, with its text under `field`; of a Parquet file only `field` is read, and what tells about it."""
+    if file.remote:
+        with fetched(file.remote) as path:
+            yield from rows_of(file._replace(path=path, remote=None), field)
+        return
     try:
         if file.suffix == ".parquet":
-            for number, value in parquet_rows(file.path, field):
+            for number, value in parquet_rows(file.path, field, About._fields):
                 yield Row(f"{file.label} row {number}", value)
             return
         if file.format in ARCHIVES:

@@ -2,44 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Iterator
 
-from fox.artifacts import sha256_of_json
-from fox.data.conversations import Message, conversation_of
+from fox.data.conversations import conversation_of
+from fox.data.document import Document, about_row
 from fox.data.files import ARCHIVES, PAGES, SourceFile, files_of
 from fox.data.quarantine import MAX_RECORD_BYTES, TOO_LONG, BadRecord, Tally, usable_text
 from fox.data.rows import require_readers, rows_of
 from fox.data.web.warc import NotAPage
 from fox.recipe.schema import Source
-
-__all__ = ["Document", "Tally", "read_source"]
-
-
-@dataclass(frozen=True)
-class Document:
-    """One text or one conversation: of `text` and `messages` the other is None."""
-
-    source: str
-    place: str
-    """`FILE`, `FILE:LINE`, `FILE row 17`, `FILE record 17` or `FILE key ID`; FILE is named from source.path on."""
-    text: str | None = None
-    messages: tuple[Message, ...] | None = None
-
-    @cached_property
-    def digest(self) -> bytes:
-        """SHA-256 of the content alone, so that the same document counts as the same wherever it was found."""
-        if self.text is not None:
-            return hashlib.sha256(self.text.encode()).digest()
-        return bytes.fromhex(sha256_of_json(self.messages))
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the content in UTF-8; of a conversation, without its roles."""
-        contents = [self.text] if self.text is not None else [message["content"] for message in self.messages or ()]
-        return sum(len(content.encode()) for content in contents)
 
 
 def read_source(name: str, source: Source, tally: Tally) -> Iterator[Document]:
@@ -50,10 +21,16 @@ def read_source(name: str, source: Source, tally: Tally) -> Iterator[Document]:
     """
     files = files_of(name, source, tally)
     require_readers(name, files)
-    return _documents(name, source, files, tally)
+    return _checked(read_files(name, source, files, tally), tally)
 
 
-def _documents(name: str, source: Source, files: list[SourceFile], tally: Tally) -> Iterator[Document]:
+def _checked(documents: Iterator[Document], tally: Tally) -> Iterator[Document]:
+    yield from documents
+    tally.check()
+
+
+def read_files(name: str, source: Source, files: Iterable[SourceFile], tally: Tally) -> Iterator[Document]:
+    """The usable documents of some of a source's files. Whether too many records are bad is for who has read all of them to say."""
     field = "messages" if source.kind == "chat" else source.text_field
     for file in files:
         tally.files += 1
@@ -76,7 +53,6 @@ def _documents(name: str, source: Source, files: list[SourceFile], tally: Tally)
         except BadRecord as bad:
             after = "" if place == file.label else f"after {place}"
             tally.refuse(after or place, bad.reason, bad.evidence, records=bad.records, whole_file=True)
-    tally.check()
 
 
 def _document(name: str, source: Source, place: str, value: object, tally: Tally) -> Document:
@@ -88,12 +64,13 @@ def _document(name: str, source: Source, place: str, value: object, tally: Tally
         if "messages" not in value:
             raise BadRecord('no "messages"', value)
         chat = conversation_of(value["messages"])
-        document = Document(name, place, messages=chat.messages)
+        document = Document(name, place, messages=chat.messages, about=about_row(value))
     else:
         if source.text_field not in value:
             other = ', but "messages": set kind = "chat"' if "messages" in value else ""
             raise BadRecord(f'no "{source.text_field}"{other}', value)
-        document = Document(name, place, text=usable_text(value[source.text_field], source.text_field))
+        text = usable_text(value[source.text_field], source.text_field)
+        document = Document(name, place, text=text, about=about_row(value))
     if document.num_bytes > MAX_RECORD_BYTES:
         raise BadRecord(TOO_LONG, value)
     if source.kind == "chat":

@@ -32,6 +32,7 @@ def contradictions(recipe: Recipe) -> Iterator[Problem]:
         _head_dim,
         _key_value_heads,
         _unused_sources,
+        _executor,
         _schedules,
         _optimizers,
         _average,
@@ -46,6 +47,13 @@ def contradictions(recipe: Recipe) -> Iterator[Problem]:
 def _known(found: Iterator[Found]) -> Iterator[Found]:
     with contextlib.suppress(Hole):
         yield from found
+
+
+def _executor(recipe: Recipe) -> Iterator[Problem]:
+    executor = recipe.data.executor
+    if executor and executor.kind == "slurm" and not executor.partition:
+        reason = "Slurm is not told where to run the tasks"
+        yield Problem("data.executor.partition", reason, "Name a partition; `sinfo` lists those that there are.", "")
 
 
 def _stages(recipe: Recipe) -> Iterator[tuple[KeyPath, Stage]]:

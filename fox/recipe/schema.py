@@ -34,8 +34,28 @@ class Source(Section):
     """Where the documents come from, for the model card."""
 
 
+class Executor(Section):
+    """Where the corpus is made: datatrove's executors, a task for each large file or group of small ones. The outcome is the same to the
+    last bit whatever is said here, and may be changed while it is made."""
+
+    kind: Literal["local", "slurm", "ray"] = "local"
+    """This machine's processes, an array of Slurm jobs, or tasks of a Ray cluster. The run's folder must be on a disk that all of them see."""
+    workers: WholeOrZero = 0
+    """Tasks at a time; 0 is one for each core (local), or as many as the cluster gives."""
+    memory_gb: Whole = 4
+    """For each task, in GB, as it is asked of Slurm."""
+    partition: str = ""
+    """Where Slurm runs the tasks."""
+    time: str = "24:00:00"
+    """The longest that a Slurm task may take."""
+    setup: str = ""
+    """A shell command that a Slurm task begins with, such as `source /shared/fox/.venv/bin/activate`."""
+    address: str = ""
+    """Of a Ray cluster, such as `auto`; empty starts one of this machine's cores, for as long as the step takes."""
+
+
 class Data(Section):
-    """How documents become training and held-out text."""
+    """How documents become training and held-out text. With `executor`, a source's `filter`, or `duplicates`, a corpus is made of them first."""
 
     heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
     """The share of documents, chosen by the hash of their content, that no model is trained on."""
@@ -45,6 +65,10 @@ class Data(Section):
     mask_personal: list[Literal["email", "ip", "card", "phone"]] = Field(default=[])
     """Personal data that give way to values kept free for examples: e-mail and IP addresses, card numbers whose check digit is right, telephone
     numbers that begin with + or are written as in North America."""
+    unlicensed: Literal["keep", "leave out"] = "leave out"
+    """Of a corpus: what becomes of documents whose terms neither their row or page nor their source states."""
+    executor: Executor | None = None
+    """Make a corpus of the sources first, in parallel."""
 
 
 class Tokenizer(Section):
@@ -236,6 +260,11 @@ class Recipe(Section):
         if mix_key in self.source:
             return [mix_key]
         return [name for name, source in self.source.items() if source.kind == mix_key and name not in mix]
+
+    @property
+    def makes_corpus(self) -> bool:
+        """Whether the sources are made into a corpus before anything is learnt from them."""
+        return self.data.executor is not None
 
 
 def without_descriptions(page: dict[str, Any]) -> dict[str, Any]:

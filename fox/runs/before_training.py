@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fox.data.corpus import shard_path
+from fox.data.shards import shard_path
 from fox.errors import RecipeError
 from fox.progress import meter
 from fox.recipe import Recipe

@@ -27,6 +27,7 @@ from fox.train.trackers import FOLDER as TRACKERS
 from fox.train.trackers import NONE_WANTED, Wanted
 
 STEPS: dict[str, tuple[str, ...]] = {
+    "corpus": ("corpus",),
     "tokenizer": ("tokenizer",),
     "data": ("data",),
     "pretrain": ("model", "pretrain"),
@@ -34,7 +35,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "eval": ("eval",),
     "report": ("report",),
 }
-"""The steps in their order, and the folders that each fills, the one to name first."""
+"""The steps in their order, and the folders that each fills, the one to name first. A corpus or a tuning is made where the recipe asks for it."""
 
 _OWN_CARE = (
     "checkpoints",
@@ -110,17 +111,20 @@ class Run:
         if manifest is None:
             return []
         then = without_rows(migrated(manifest["inputs"], manifest["recipe_version"]))
-        old, new = flat(then if all_of_them else {key: then[key] for key in inputs if key in then}), flat(inputs)
-        return [
-            Problem(
-                key,
-                f"{f'was {old[key]!r}' if key in old else 'was not there'} when `{step}` was done in {self.folder}",
-                f"Go back to that, keep both with --out, or do `{step}` and what follows again: `fox run` with --redo {step}.",
-                new.get(key, "not there"),
-            )
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
+        old = flat(then if all_of_them else {key: then[key] for key in inputs if key in then})
+        return _differences(old, flat(inputs), f"when `{step}` was done in {self.folder}", step)
+
+    def check_begun(self, step: str, path: Path, inputs: dict[str, Any]) -> None:
+        """Keep at `path` what a step that may be interrupted is begun with. Raises RecipeError where it was begun with something else."""
+        try:
+            then = flat(json.loads(path.read_bytes()))
+        except FileNotFoundError:
+            write_json(path, inputs)
+            return
+        except ValueError as error:
+            raise Failure(f"{path}: can't be read ({error}). Begin this step again: --redo {step}.") from None
+        if problems := _differences(then, flat(inputs), f"when `{step}` was begun in {self.folder}", step):
+            raise RecipeError(problems)
 
     def check_contents(self, step: str, names: Iterable[str], shown: Meter) -> None:
         """Hash files that `step` made, whatever their sizes and times say. Raises Failure where one is not as it was made."""
@@ -204,6 +208,19 @@ class Run:
 
     def _manifest_path(self, step: str) -> Path:
         return self.folder / "manifests" / f"{step}.json"
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], when: str, step: str) -> list[Problem]:
+    return [
+        Problem(
+            key,
+            f"{f'was {old[key]!r}' if key in old else 'was not there'} {when}",
+            f"Go back to that, keep both with --out, or do `{step}` and what follows again: `fox run` with --redo {step}.",
+            new.get(key, "not there"),
+        )
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _no_longer(path: Path, step: str) -> Failure:

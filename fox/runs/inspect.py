@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from fox.data.corpus import shard_path
+from fox.data.shards import shard_path
 from fox.errors import Failure, UserError
 from fox.formats.token_shards import Shard
 from fox.recipe import Recipe

@@ -50,7 +50,7 @@ def do_steps(
         if redo:
             console.print(f"removed what {', '.join(run.undo(redo))} had made in {folder}")
         for step in wanted:
-            if step == "tune" and not run.recipe.tune:
+            if (step == "tune" and not run.recipe.tune) or (step == "corpus" and not run.recipe.makes_corpus):
                 continue
             _do(run, step, console)
         run.keep_descriptions()
@@ -127,8 +127,11 @@ def _do(run: Run, step: str, console: Console) -> None:
 
 def _parts(run: Run, step: str, console: Console) -> _Step:
     """What a step reads and how it is done."""
-    if step in ("tokenizer", "data"):
-        inventory = steps.source_inventory(run)
+    if step in ("corpus", "tokenizer", "data"):
+        of_corpus = step != "corpus" and run.recipe.makes_corpus  # the sources' files are nothing to it
+        inventory = {} if of_corpus else steps.source_inventory(run)
+        if step == "corpus":
+            return lambda: steps.corpus_inputs(run, inventory), lambda inputs: steps.make_corpus(run, inputs, console)
         if step == "tokenizer":
             return lambda: steps.tokenizer_inputs(run, inventory), lambda _: steps.make_tokenizer(run, console)
         return lambda: steps.data_inputs(run, inventory), lambda _: steps.make_data(run, console)

@@ -13,9 +13,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from fox.data.document import Document
 from fox.data.files import READABLE
-from fox.data.quarantine import MAX_RECORD_BYTES, BadRecord, usable_text
-from fox.data.sources import Document, Tally, read_source
+from fox.data.quarantine import MAX_RECORD_BYTES, BadRecord, Tally, usable_text
+from fox.data.sources import read_source
 from fox.errors import Failure, UserError
 from fox.eval.bits_per_byte import HeldOut, Score, score
 from fox.formats.untrusted import read_untrusted

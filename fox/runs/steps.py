@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +11,19 @@ from rich.console import Console
 
 import fox
 from fox.artifacts import folder_made_whole, sha256_of, write_json
-from fox.data.corpus import shard_path, training_texts, write_shards
 from fox.data.decontaminate import Questions, hashes_of, question_files
 from fox.data.inventory import Inventory, fingerprints, read_inventory, take_inventory
+from fox.data.readers import CorpusReader, Reader, SourceReader
+from fox.data.shards import shard_path, training_texts, write_shards
 from fox.errors import UserError
 from fox.formats.token_shards import Shard
 from fox.progress import Meter, meter
 from fox.recipe import Recipe
-from fox.recipe.schema import MAY_CHANGE
+from fox.recipe.schema import MAY_CHANGE, Data
 from fox.recipe.stage import Stage
 from fox.recipe.write import toml_page
 from fox.runs.before_training import check_memory, check_same_training, check_undamaged, shards_of, sources_of
-from fox.runs.folder import Run, flat, sections, without_rows
+from fox.runs.folder import STEPS, Run, flat, sections, without_rows
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import check_template
 from fox.train.trackers import Trackers
@@ -33,6 +35,7 @@ Facts = dict[str, Any]
 Inputs = dict[str, Any]
 
 _TABLES = {
+    "corpus": ("source", "data"),
     "tokenizer": ("source", "data", "tokenizer"),
     "data": ("source", "data"),
     "pretrain": ("seed", "model", "optimizer", "schedule", "stage"),
@@ -45,8 +48,12 @@ _TABLES = {
 def recipe_inputs(recipe: Recipe, step: str) -> Inputs:
     """What a step takes from the recipe: the part of its inputs that is known before any file is read."""
     values = sections(recipe, _TABLES[step])
-    if "data" in values:  # as runs of before there were such keys have it
-        values["data"] = {key: value for key, value in values["data"].items() if value != []}
+    if "data" in values:  # as runs of before there were such keys have it; and whoever makes a corpus, it is the same
+        unsaid = json.loads(Data().model_dump_json(exclude={"heldout_fraction"}))
+        table = values["data"].items()
+        values["data"] = {key: value for key, value in table if key != "executor" and unsaid.get(key, ...) != value}
+    if step == "corpus":
+        del values["data"]["heldout_fraction"]
     if step in ("pretrain", "tune"):
         values["train"] = _how_to_train(recipe)
     if step == "pretrain":
@@ -67,12 +74,38 @@ def source_inventory(run: Run) -> Inventory:
     return inventory
 
 
-def tokenizer_inputs(run: Run, inventory: Inventory) -> Inputs:
-    inputs = {
-        **recipe_inputs(run.recipe, "tokenizer"),
+def corpus_inputs(run: Run, inventory: Inventory) -> Inputs:
+    return {
+        **recipe_inputs(run.recipe, "corpus"),
         "files": fingerprints(inventory),
         **_question_hashes(run.recipe),
     }
+
+
+def make_corpus(run: Run, inputs: Inputs, console: Console) -> Facts:
+    """Make the sources into a corpus, or go on with one that was begun from the same inputs. Raises RecipeError where it was begun from others."""
+    from fox.data.corpus.make import WORK
+    from fox.data.corpus.make import make_corpus as make
+
+    folder = run.folder / STEPS["corpus"][0]
+    run.check_begun("corpus", folder / WORK / "inputs.json", inputs)
+    return make(run.recipe, _questions(run.recipe, console), folder, console)
+
+
+def _documents_read(run: Run, inventory: Inventory) -> Inputs:
+    """What is read by those who learn from documents: the corpus, or the sources themselves."""
+    if run.recipe.makes_corpus:
+        return {"corpus": run.needs("corpus")["outputs"]}
+    return {"files": fingerprints(inventory), **_question_hashes(run.recipe)}
+
+
+def _corpus(run: Run) -> Path | None:
+    """Where the documents of the sources are, if they were made into a corpus."""
+    return run.folder / STEPS["corpus"][0] if run.recipe.makes_corpus else None
+
+
+def tokenizer_inputs(run: Run, inventory: Inventory) -> Inputs:
+    inputs = {**recipe_inputs(run.recipe, "tokenizer"), **_documents_read(run, inventory)}
     if run.recipe.model.start_from is not None:
         from fox.runs.start import files_of_start
 
@@ -112,7 +145,7 @@ def make_tokenizer(run: Run, console: Console) -> Facts:
             check_template(tokenizer)
     else:
         with meter("tokenizer", None, "bytes", console=console) as shown:
-            texts = training_texts(recipe, _questions(recipe, console), shown)
+            texts = training_texts(recipe, _reader(run, console), shown)
             tokenizer = train_tokenizer(iter(texts), wanted.vocab_size, recipe.model.max_position_embeddings)
     with folder_made_whole(run.folder / "tokenizer") as partial:
         tokenizer.save(partial)
@@ -140,8 +173,7 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
 def data_inputs(run: Run, inventory: Inventory) -> Inputs:
     return {
         **recipe_inputs(run.recipe, "data"),
-        "files": fingerprints(inventory),
-        **_question_hashes(run.recipe),
+        **_documents_read(run, inventory),
         "tokenizer": run.needs("tokenizer")["outputs"],
     }
 
@@ -159,12 +191,19 @@ def _questions(recipe: Recipe, console: Console) -> Questions | None:
         return Questions(files, shown)
 
 
+def _reader(run: Run, console: Console) -> Reader:
+    """Who reads the documents to learn from."""
+    if (corpus := _corpus(run)) is None:
+        return SourceReader(run.recipe, _questions(run.recipe, console))
+    return CorpusReader(corpus, run.needs("corpus")["facts"]["sources"])
+
+
 def make_data(run: Run, console: Console) -> Facts:
     """Read, de-duplicate, split and tokenize every source."""
     tokenizer = Tokenizer.load(run.folder / "tokenizer")
-    questions = _questions(run.recipe, console)
+    reader = _reader(run, console)
     with folder_made_whole(run.folder / "data") as partial, meter("data", None, "bytes", console=console) as shown:
-        facts = write_shards(run.recipe, tokenizer, questions, partial, shown)
+        facts = write_shards(run.recipe, tokenizer, reader, partial, shown)
     return {"sources": {name: of_source.as_dict() for name, of_source in facts.items()}}
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fox.data.sources import Document, Tally, read_source
+from fox.data.document import Document
+from fox.data.quarantine import Tally
+from fox.data.sources import read_source
 from fox.recipe.schema import Source
 
 ARCHIVES = Path(__file__).parents[3] / "shared" / "data" / "web" / "warc"

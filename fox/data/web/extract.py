@@ -1,4 +1,4 @@
-"""A web page, as a stranger wrote it, becomes text with its title, date and language. Needs resiliparse."""
+"""A web page, as a stranger wrote it, becomes text with its title, date, language and licence. Needs resiliparse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fox.data.quarantine import BadRecord
 from fox.data.web.main_text import main_text
-from fox.data.web.metadata import date_of, language_of, title_of
+from fox.data.web.metadata import date_of, language_of, license_of, title_of
 
 MAX_DEPTH = 512
 """Elements within elements; Chromium stops there too. resiliparse's time grows with the square: 8,000 take a second."""
@@ -26,6 +26,8 @@ class Extract(NamedTuple):
     """When it was published or changed last, as YYYY-MM-DD."""
     language: str
     """As the page's author has it: a language tag of BCP 47, in lower case."""
+    license: str = ""
+    """The terms that it links as its own."""
 
 
 def extract(page: str) -> Extract:
@@ -38,8 +40,8 @@ def extract(page: str) -> Extract:
             return Extract("", "", "", "")
         if page.count("<") > MANY_TAGS and _may_be_deeper(page, MAX_DEPTH) and _is_deeper(tree.document, MAX_DEPTH):
             raise BadRecord(f"HTML is nested deeper than {MAX_DEPTH}", page[:1000])
-        title, date, language = title_of(tree), date_of(tree), language_of(tree)
-        return Extract(main_text(tree), title, date, language)
+        title, date, language, terms = title_of(tree), date_of(tree), language_of(tree), license_of(tree)
+        return Extract(main_text(tree), title, date, language, terms)
     except (RuntimeError, ValueError) as error:
         raise BadRecord("HTML can't be parsed", str(error)) from None
 

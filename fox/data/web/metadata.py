@@ -1,4 +1,4 @@
-"""What a web page says of itself in its head: title, date, language. Nothing is guessed from its text."""
+"""What a web page says of itself in its head: title, date, language, licence. Nothing is guessed from its text."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ _DATES = (  # the day of publication first; Open Graph, Dublin Core, schema.org,
 _PUBLISHED = re.compile(r'"datePublished"\s{0,20}:\s{0,20}"([^"]{8,40})"')
 """In a script of JSON-LD (schema.org)."""
 
+_CREATIVE_COMMONS = re.compile(
+    r"(?:https?:)?//(?:www\.)?creativecommons\.org/(?:licenses|publicdomain)/([a-z-]{2,20})/?(\d\.\d)?", re.IGNORECASE
+)
+
 _DAY = re.compile(r"\s*((?:19|20)\d\d)-?(0[1-9]|1[0-2])-?(0[1-9]|[12]\d|3[01])(?!\d)")
 
 
@@ -50,6 +54,21 @@ def language_of(tree: Any) -> str:
     root = tree.document.document_element
     tag = (root.get_attribute("lang") or "").strip().lower() if root is not None else ""
     return tag if re.fullmatch(r"[a-z]{2,3}([_-][a-z0-9]{1,8}){0,3}", tag) else ""
+
+
+def license_of(tree: Any) -> str:
+    """The terms that a page links as its own (HTML, 4.6.7.8: rel="license"), such as `CC BY-SA 4.0`; empty where it links none, or several."""
+    links = tree.document.query_selector_all("link[rel~=license][href], a[rel~=license][href]").values()
+    found = {_terms((link.get_attribute("href") or "").strip()) for link in links}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _terms(link: str) -> str:
+    if not (common := _CREATIVE_COMMONS.match(link)):
+        return link
+    kind, version = common[1].lower(), common[2] or ""
+    free = {"zero": "CC0", "mark": "public domain", "publicdomain": "public domain"}
+    return f"{free.get(kind) or f'CC {kind.upper()}'} {version}".strip()
 
 
 def _published(tree: Any) -> Iterator[str]:

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from fox.data.document import Document
 from fox.data.json_stream import CHUNK_BYTES
-from fox.data.quarantine import EXCERPT_CHARACTERS, KEPT, MAX_RECORD_BYTES
-from fox.data.sources import Document, Tally, read_source
+from fox.data.quarantine import EXCERPT_CHARACTERS, KEPT, MAX_RECORD_BYTES, Tally
+from fox.data.sources import read_source
 from fox.errors import UserError
 from fox.recipe.schema import Source
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fox.cli import app
-from fox.data.corpus import shard_path
+from fox.data.shards import shard_path
 from fox.errors import Failure, UserError
 from fox.formats.token_shards import Shard
 from fox.recipe import Recipe, load_recipe

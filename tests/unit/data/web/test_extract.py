@@ -141,7 +141,21 @@ def test_preformatted_text_keeps_its_lines():
     ],
 )  # fmt: skip
 def test_title_date_and_language_are_the_pages_own(head, root, expected):
-    assert page(article(), head, root)[1:] == expected
+    assert page(article(), head, root)[1:4] == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        ("<link rel=license href='https://creativecommons.org/licenses/by-sa/4.0/deed.de'>", "CC BY-SA 4.0"),
+        ("<link rel=license href='//www.creativecommons.org/publicdomain/zero/1.0/'>", "CC0 1.0"),
+        ("<link rel='copyright license' href=/terms>", "/terms"),
+        ("<link rel=license href=/a><link rel=license href=/b>", ""),
+        ("<link rel=stylesheet href=license>", ""),
+    ],
+)  # fmt: skip
+def test_the_licence_is_the_one_that_the_page_links_as_its_own(head, expected):
+    assert page(article(), head, "").license == expected
 
 
 def test_pages_nested_too_deep_are_refused():

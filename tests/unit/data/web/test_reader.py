@@ -20,7 +20,7 @@ def reader() -> PageReader:
 
 
 def is_well(reader: PageReader) -> bool:
-    return reader.read(PAGE.encode()) == ("Der Fuchs ist klein.", "Über Füchse", "", "de")
+    return reader.read(PAGE.encode()) == ("Der Fuchs ist klein.", "Über Füchse", "", "de", "")
 
 
 def test_a_page_and_a_text_are_read(reader):

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fox.data.corpus import shard_path, training_texts, write_shards
 from fox.data.decontaminate import Questions, question_files
 from fox.data.inventory import fingerprints, take_inventory
+from fox.data.readers import SourceReader
+from fox.data.shards import shard_path, training_texts, write_shards
 from fox.errors import UserError
 from fox.formats.token_shards import Shard
 from fox.progress import Meter
@@ -64,7 +65,7 @@ def texts(tmp_path: Path) -> Path:
 def sides(recipe: Recipe, tokenizer: Tokenizer, folder: Path) -> dict[str, Counter[str]]:
     """The texts of each shard of a recipe's sources, by `NAME.SPLIT`."""
     folder.mkdir()
-    write_shards(recipe, tokenizer, None, folder, METER)
+    write_shards(recipe, tokenizer, SourceReader(recipe), folder, METER)
     return {
         f"{name}.{split}": Counter(
             tokenizer.decode(tokens.tolist())
@@ -83,7 +84,7 @@ def test_every_document_is_once_on_one_side(texts: Path, tiny_tokenizer: Tokeniz
 
 
 def test_a_document_is_framed_by_its_begin_and_end(texts: Path, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    write_shards(recipe_of(own=str(texts)), tiny_tokenizer, None, tmp_path, METER)
+    write_shards(recipe := recipe_of(own=str(texts)), tiny_tokenizer, SourceReader(recipe), tmp_path, METER)
     for tokens, is_learnt in Shard(shard_path(tmp_path, "own", "train"), 400).documents():
         assert (tokens[0], tokens[-1]) == (tiny_tokenizer.bos_id, tiny_tokenizer.eos_id)
         assert not {tiny_tokenizer.bos_id, tiny_tokenizer.eos_id} & set(tokens[1:-1].tolist())
@@ -119,7 +120,9 @@ def test_what_two_sources_share_is_in_the_first_alone(texts: Path, tiny_tokenize
         (other / f"{number}.txt").write_text(text(number))
     folder = tmp_path / "data"
     folder.mkdir()
-    facts = write_shards(recipe_of(own=str(texts), other=str(other)), tiny_tokenizer, None, folder, METER)
+    facts = write_shards(
+        recipe := recipe_of(own=str(texts), other=str(other)), tiny_tokenizer, SourceReader(recipe), folder, METER
+    )
     assert (facts["own"].duplicates, facts["other"].duplicates) == (0, 50)
     told = facts["other"].as_dict()
     assert told["documents"] == 100 and told["reading"]["good"] == 150
@@ -131,7 +134,7 @@ def test_chats_carry_what_is_learnt(tiny_tokenizer: Tokenizer, tmp_path: Path) -
         [{"role": "user", "content": f"no. {n}?"}, {"role": "assistant", "content": f"{n} dogs"}] for n in range(40)
     ]
     path.write_text("".join(f"{json.dumps({'messages': chat})}\n" for chat in chats))
-    facts = write_shards(recipe_of(talk=str(path)), tiny_tokenizer, None, tmp_path, METER)
+    facts = write_shards(recipe := recipe_of(talk=str(path)), tiny_tokenizer, SourceReader(recipe), tmp_path, METER)
     said = set()
     for tokens, is_learnt in Shard(shard_path(tmp_path, "talk", "train"), 400).documents():
         assert is_learnt is not None
@@ -141,7 +144,9 @@ def test_chats_carry_what_is_learnt(tiny_tokenizer: Tokenizer, tmp_path: Path) -
 
 
 def test_facts_count_what_is_in_the_shards(texts: Path, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
-    facts = write_shards(recipe_of(own=str(texts)), tiny_tokenizer, None, tmp_path, METER)["own"].as_dict()
+    facts = write_shards(recipe := recipe_of(own=str(texts)), tiny_tokenizer, SourceReader(recipe), tmp_path, METER)[
+        "own"
+    ].as_dict()
     for split in ("train", "heldout"):
         shard = Shard(shard_path(tmp_path, "own", split), 400)
         assert (facts[split]["documents"], facts[split]["tokens"]) == (len(shard), len(shard.tokens))
@@ -161,7 +166,9 @@ def test_the_same_files_make_the_same_shards(texts: Path, tiny_tokenizer: Tokeni
 
 def test_a_source_with_nothing_new_is_named(texts: Path, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:
     with pytest.raises(UserError) as error:
-        write_shards(recipe_of(own=str(texts), same=str(texts)), tiny_tokenizer, None, tmp_path, METER)
+        write_shards(
+            recipe := recipe_of(own=str(texts), same=str(texts)), tiny_tokenizer, SourceReader(recipe), tmp_path, METER
+        )
     assert error.value.problems[0].key == "source.same.path"
     assert "no document to train on" in error.value.problems[0].problem
 
@@ -171,14 +178,16 @@ def test_the_tokenizer_never_sees_held_out_text_nor_a_text_twice(
 ) -> None:
     (texts / "again.txt").write_text(text(5))
     recipe = recipe_of(own=str(texts))
-    seen = Counter(training_texts(recipe, None, METER))
+    seen = Counter(training_texts(recipe, SourceReader(recipe), METER))
     assert seen == sides(recipe, tiny_tokenizer, tmp_path / "data")["own.train"]
 
 
 def test_a_sample_is_about_as_large_as_asked_for_and_spread_evenly(texts: Path) -> None:
     size = sum(path.stat().st_size for path in texts.iterdir())
-    whole = list(training_texts(recipe_of(own=str(texts)), None, METER))
-    sample = list(training_texts(recipe_of(own=str(texts), sample_bytes=size // 4), None, METER))
+    whole = list(training_texts(recipe := recipe_of(own=str(texts)), SourceReader(recipe), METER))
+    sample = list(
+        training_texts(recipe := recipe_of(own=str(texts), sample_bytes=size // 4), SourceReader(recipe), METER)
+    )
     assert set(sample) < set(whole)
     assert 0.15 < len(sample) / len(whole) < 0.35
     paths = sorted(texts.iterdir())
@@ -262,15 +271,18 @@ def test_a_planted_question_reaches_neither_shards_nor_vocabulary(tmp_path, text
     (tmp_path / "test.jsonl").write_text(json.dumps({"question": question, "answer": "seven"}) + "\n")
     questions = Questions(question_files([str(tmp_path / "test.jsonl")]), METER)
     recipe = recipe_of(own=str(texts), talk=str(tmp_path / "talk.jsonl"))
-    facts = write_shards(recipe, tiny_tokenizer, questions, tmp_path, METER)
+    facts = write_shards(recipe, tiny_tokenizer, SourceReader(recipe, questions), tmp_path, METER)
     told = f"{tmp_path.name}/test.jsonl"
     assert facts["own"].as_dict()["contaminated"] == {"documents": {told: 1}, "first_places": {told: ["book.txt"]}}
     assert facts["talk"].as_dict()["contaminated"]["first_places"] == {told: ["talk.jsonl:1"]}
     for shard in tmp_path.glob("*.ds"):
         for tokens, _ in Shard(shard, tiny_tokenizer.vocab_size).documents():
             assert "lazy dog in the dark" not in tiny_tokenizer.decode(tokens.tolist()).lower()
-    assert not any("lazy dog in the dark" in text.lower() for text in training_texts(recipe, questions, METER))
-    assert any("lazy dog in the dark" in text.lower() for text in training_texts(recipe, None, METER))
+    assert not any(
+        "lazy dog in the dark" in text.lower()
+        for text in training_texts(recipe, SourceReader(recipe, questions), METER)
+    )
+    assert any("lazy dog in the dark" in text.lower() for text in training_texts(recipe, SourceReader(recipe), METER))
 
 
 def test_personal_data_reach_neither_shards_nor_vocabulary(tmp_path, texts, tiny_tokenizer):
@@ -291,7 +303,7 @@ def test_personal_data_reach_neither_shards_nor_vocabulary(tmp_path, texts, tiny
     )
     recipe = recipe_of(own=str(texts), talk=str(tmp_path / "talk.jsonl"))
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"mask_personal": ["email"]})})
-    facts = write_shards(recipe, tiny_tokenizer, None, tmp_path, METER)
+    facts = write_shards(recipe, tiny_tokenizer, SourceReader(recipe), tmp_path, METER)
     assert facts["own"].reading["masked"] == {"email": 1} and facts["talk"].reading["masked"] == {"email": 20}
     said = [
         tiny_tokenizer.decode(tokens.tolist())
@@ -300,4 +312,4 @@ def test_personal_data_reach_neither_shards_nor_vocabulary(tmp_path, texts, tiny
     ]
     assert not any("jane.doe" in text for text in said) and any("8.8.8.8" in text for text in said)
     assert sum("email@example.com" in text for text in said) == 21
-    assert not any("jane.doe" in text for text in training_texts(recipe, None, METER))
+    assert not any("jane.doe" in text for text in training_texts(recipe, SourceReader(recipe), METER))

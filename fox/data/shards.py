@@ -5,17 +5,15 @@ Both decisions depend on a document's content alone, so they do not change when 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fox.data.decontaminate import Hits, Questions
-from fox.data.personal import mask_personal
-from fox.data.quarantine import Tally
-from fox.data.sources import Document, read_source
+from fox.data.document import Document
+from fox.data.readers import Reader
 from fox.errors import UserError
 from fox.formats.token_shards import ShardWriter
 from fox.progress import Meter
@@ -34,8 +32,8 @@ def is_heldout(document: Document, heldout_fraction: float) -> bool:
     return int.from_bytes(document.digest[:8], "big") < heldout_fraction * 2**64
 
 
-def training_texts(recipe: Recipe, questions: Questions | None, meter: Meter) -> list[str]:
-    """Training text for the tokenizer, each document once and none with one of the `questions`: all of it, or `tokenizer.sample_bytes` of it.
+def training_texts(recipe: Recipe, reader: Reader, meter: Meter) -> list[str]:
+    """Training text for the tokenizer, each document once: all of it, or `tokenizer.sample_bytes` of it.
 
     The sample is of the documents with the lowest hashes, so it is spread evenly over all sources, and the same whatever
     their order. Never more than twice its size is held.
@@ -43,43 +41,16 @@ def training_texts(recipe: Recipe, questions: Questions | None, meter: Meter) ->
     most = recipe.tokenizer.sample_bytes
     texts: dict[bytes, str] = {}
     size = 0
-    for name, source in recipe.source.items():
-        for document in _documents(recipe, name, Tally(name, source)):
+    for name in recipe.source:
+        for document in reader.read(name):
             meter.advance(document.num_bytes, note=name)
             if document.digest in texts or is_heldout(document, recipe.data.heldout_fraction):
                 continue
-            if questions and questions.file_with(text_of(document)):
-                continue
-            texts[document.digest] = text_of(document)
+            texts[document.digest] = document.content
             size += document.num_bytes
             if size > 2 * most:
                 texts, size = _lowest(texts, most)
     return list(_lowest(texts, most)[0].values())
-
-
-def _documents(recipe: Recipe, name: str, tally: Tally) -> Iterator[Document]:
-    """A source's documents, with the personal data masked that the recipe names."""
-    kinds = recipe.data.mask_personal
-    for document in read_source(name, recipe.source[name], tally):
-        yield _masked(document, kinds, tally) if kinds else document
-
-
-def _masked(document: Document, kinds: Sequence[str], tally: Tally) -> Document:
-    if document.text is not None:
-        text, found = mask_personal(document.text, kinds)
-        tally.masked.update(found)
-        return replace(document, text=text) if found else document
-    messages = []
-    for message in document.messages or ():
-        content, found = mask_personal(message["content"], kinds)
-        tally.masked.update(found)
-        messages.append({**message, "content": content})
-    return replace(document, messages=tuple(messages))
-
-
-def text_of(document: Document) -> str:
-    """A document as plain text: of a conversation, what was said."""
-    return document.text if document.text is not None else "\n".join(m["content"] for m in document.messages or ())
 
 
 def _lowest(texts: dict[bytes, str], most: int) -> tuple[dict[bytes, str], int]:
@@ -106,8 +77,8 @@ class SourceFacts:
     """What became of one source."""
 
     reading: dict[str, Any] = field(default_factory=dict)
+    contaminated: dict[str, Any] = field(default_factory=dict)
     duplicates: int = 0
-    contaminated: Hits = field(default_factory=Hits)
     train: _Count = field(default_factory=_Count)
     heldout: _Count = field(default_factory=_Count)
 
@@ -116,7 +87,7 @@ class SourceFacts:
         return {
             "documents": self.train.documents + self.heldout.documents,
             "duplicates": self.duplicates,
-            "contaminated": self.contaminated.as_dict(),
+            "contaminated": self.contaminated,
             "bad": sum(self.reading["bad"].values()),
             "train": vars(self.train),
             "heldout": vars(self.heldout),
@@ -126,29 +97,26 @@ class SourceFacts:
 
 
 def write_shards(
-    recipe: Recipe, tokenizer: Tokenizer, questions: Questions | None, folder: Path, meter: Meter
+    recipe: Recipe, tokenizer: Tokenizer, reader: Reader, folder: Path, meter: Meter
 ) -> dict[str, SourceFacts]:
-    """Write `NAME.train.ds` and `NAME.heldout.ds` for each source into `folder`, and tell what went into them: no document with one of the `questions`.
+    """Write `NAME.train.ds` and `NAME.heldout.ds` for each source into `folder`, and tell what went into them.
 
     Raises UserError where a source has nothing to train on, or where all of them together hold nothing out.
     """
     facts: dict[str, SourceFacts] = {}
     seen: set[bytes] = set()
     for name, source in recipe.source.items():
-        tally, of_source = Tally(name, source), SourceFacts()
+        of_source = SourceFacts()
         is_chat = source.kind == "chat"
         writers = {s: ShardWriter(shard_path(folder, name, s), tokenizer.vocab_size, is_chat) for s in SPLITS}
-        for batch in _batches(_documents(recipe, name, tally)):
+        for batch in _batches(reader.read(name)):
             new = []
             for document in batch:
                 if document.digest in seen:
                     of_source.duplicates += 1
                     continue
                 seen.add(document.digest)
-                if questions and (file := questions.file_with(text_of(document))):
-                    of_source.contaminated.add(file, document.place)
-                else:
-                    new.append(document)
+                new.append(document)
             for document, (ids, is_learnt) in zip(new, _encode(tokenizer, new, is_chat), strict=True):
                 split = "heldout" if is_heldout(document, recipe.data.heldout_fraction) else "train"
                 writers[split].write(ids, is_learnt)
@@ -159,7 +127,8 @@ def write_shards(
             meter.advance(sum(document.num_bytes for document in batch), note=name)
         for writer in writers.values():
             writer.close()
-        of_source.reading = tally.as_dict()
+        read = reader.facts(name)
+        of_source.reading, of_source.contaminated = read["reading"], read["contaminated"]
         if not of_source.train.documents:
             raise UserError(
                 f"source.{name}.path",

@@ -1,0 +1,172 @@
+"""The steps of a task that makes documents of files, as blocks of a datatrove pipeline: read, clean, filter, write.
+
+A block takes documents one by one and yields those that go on; what it drops, it tells the ledger of its task. The ledger is shared: the
+whole pipeline goes to another process in one piece. `stats/` in the executor's folder has the time that each block took.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from datatrove.pipeline.base import PipelineStep
+
+from fox.artifacts import write_json
+from fox.data.corpus.funnel import Funnel
+from fox.data.corpus.store import CorpusWriter
+from fox.data.corpus.tasks import Task, read_task
+from fox.data.decontaminate import Questions
+from fox.data.document import Document
+from fox.data.personal import mask_document
+from fox.data.quarantine import Tally
+from fox.data.sources import read_files
+from fox.recipe import Recipe
+
+Documents = Iterator[Document]
+
+PROGRESS_EVERY_S = 1.0
+
+
+class Ledger:
+    """What a task has counted so far. One for all blocks of a pipeline."""
+
+    task: Task
+    tally: Tally
+    funnel: Funnel
+
+    def __init__(self, recipe: Recipe, tasks: Path, folder: Path) -> None:
+        """`tasks` has the list of all tasks; in `folder` each leaves its counts when it is done, and how far it is until then."""
+        self.recipe, self.tasks, self.folder = recipe, tasks, folder
+
+    def begin(self, rank: int) -> Task:
+        self.task = read_task(self.tasks, rank)
+        self.tally = Tally(self.task.source, self.recipe.source[self.task.source])
+        self.funnel = Funnel()
+        return self.task
+
+    def finish(self, rank: int) -> None:
+        counted = {"source": self.task.source, "reading": self.tally.as_dict(), "funnel": self.funnel.as_dict()}
+        write_json(self.folder / f"{rank:05}.json", counted)
+        progress_path(self.folder, rank).unlink(missing_ok=True)
+
+
+def progress_path(folder: Path, rank: int) -> Path:
+    """Where a task that is at work says how many documents it has read."""
+    return folder / f"{rank:05}.at"
+
+
+class Block(PipelineStep):
+    """A step that looks at one document after another."""
+
+    type = "Fox"
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self.ledger = ledger
+
+    def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
+        for document in data:
+            self.stat_update("documents")
+            with self.track_time():
+                kept = self.look_at(document)
+            if kept is not None:
+                yield kept
+
+    def look_at(self, document: Document) -> Document | None:
+        """The document as it goes on, or None once the ledger knows why it does not."""
+        raise NotImplementedError
+
+
+class Read(Block):
+    """The documents of a task's files."""
+
+    name = "read"
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Documents:
+        task = self.ledger.begin(rank)
+        source = self.ledger.recipe.source[task.source]
+        documents = read_files(task.source, source, task.files, self.ledger.tally)
+        progress, told = progress_path(self.ledger.folder, rank), 0.0
+        while True:
+            with self.track_time():
+                document = next(documents, None)
+            if document is None:
+                return
+            self.ledger.funnel.read.add(1, document.num_bytes)
+            self.stat_update("documents")
+            self.stat_update("bytes", value=document.num_bytes, unit="doc")
+            if (now := time.monotonic()) - told > PROGRESS_EVERY_S:
+                progress.write_text(str(self.ledger.funnel.read.documents), encoding="utf-8")
+                told = now
+            yield document
+
+
+class License(Block):
+    """Each document with its terms: its own, or those of its source. One that has none goes, unless the recipe keeps it."""
+
+    name = "licence"
+
+    def look_at(self, document: Document) -> Document | None:
+        terms = document.about.license or self.ledger.recipe.source[document.source].license
+        if not terms and self.ledger.recipe.data.unlicensed == "leave out":
+            self.ledger.funnel.drop(document, "licence", "not stated")
+            return None
+        return replace(document, about=document.about._replace(license=terms))
+
+
+class Mask(Block):
+    """Documents without the personal data that the recipe names."""
+
+    name = "mask personal data"
+
+    def look_at(self, document: Document) -> Document:
+        masked, found = mask_document(document, self.ledger.recipe.data.mask_personal)
+        self.ledger.tally.masked.update(found)
+        return masked
+
+
+class Decontaminate(Block):
+    """Documents that hold no text of an evaluation."""
+
+    name = "evaluation texts"
+
+    def __init__(self, ledger: Ledger, questions: Path) -> None:
+        super().__init__(ledger)
+        self._folder = questions
+
+    @cached_property
+    def _questions(self) -> Questions:
+        return Questions.load(self._folder)
+
+    def look_at(self, document: Document) -> Document | None:
+        if file := self._questions.file_with(document.content):
+            self.ledger.funnel.drop(document, "evaluation", file)
+            return None
+        return document
+
+
+class Write(PipelineStep):
+    """The end of a task: its documents in a file, and then its counts."""
+
+    name, type = "write", "Fox"
+
+    def __init__(self, ledger: Ledger, path_of: Callable[[str, int], Path]) -> None:
+        super().__init__()
+        self.ledger, self._path_of = ledger, path_of
+
+    def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> None:
+        first = next(data, None)  # the reader before us has begun the task by now
+        name = self.ledger.task.source
+        is_chat = self.ledger.recipe.source[name].kind == "chat"
+        with CorpusWriter(self._path_of(name, rank), name, is_chat) as writer:
+            document = first
+            while document is not None:
+                with self.track_time():
+                    writer.write(document)
+                    self.ledger.funnel.keep(document)
+                document = next(data, None)
+        self.ledger.finish(rank)

@@ -1,0 +1,274 @@
+"""Who does the tasks: this machine's processes, Slurm or Ray, by datatrove's executors. Each task is done once, and marked when it is.
+
+What datatrove's own local and Ray executors lack is here: both wait for ever for a process that was killed (multiprocessing's pools never
+tell), and neither says how far it is. A task whose process is killed is begun again; one that fails ends the step with its reason.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from datatrove.executor.base import PipelineExecutor
+from datatrove.executor.slurm import SlurmPipelineExecutor
+from datatrove.pipeline.base import PipelineStep
+from loguru import logger
+
+from fox.artifacts import write_atomically
+from fox.errors import Failure, FoxError
+from fox.recipe.schema import Executor
+
+ATTEMPTS = 3
+"""How often a task may lose its process: by then it is the task's own doing, such as its memory."""
+
+LOOK_EVERY_S = 0.5
+SLURM_EVERY_S = 10.0
+
+
+class Round(NamedTuple):
+    """Tasks of one kind, which need nothing of each other."""
+
+    name: str
+    blocks: Sequence[PipelineStep]
+    labels: Sequence[str]
+    """What each task is about, for messages."""
+    folder: Path
+    """For its marks, logs and statistics."""
+
+
+OnLook = Callable[[set[int]], None]
+"""Called now and then with the numbers of the tasks that are done."""
+
+
+def do_round(settings: Executor, work: Round, on_look: OnLook) -> None:
+    """Do all tasks of a round that are not done. Raises Failure where one can't be."""
+    executors = {"local": _LocalProcesses, "ray": _RayTasks, "slurm": _SlurmJobs}
+    executor = executors[settings.kind](settings, work)
+    if executor.get_incomplete_ranks():
+        executor.do(on_look)
+    on_look(set(range(len(work.labels))))
+    if missing := executor.get_incomplete_ranks():
+        raise Failure(_lost(work, missing[0], "was not done, and nobody says why"))
+
+
+class _Tasks(PipelineExecutor):
+    """What datatrove keeps for every executor: which tasks are done, and how one is."""
+
+    def __init__(self, settings: Executor, work: Round) -> None:
+        super().__init__(list(work.blocks), logging_dir=str(work.folder))
+        self.settings, self.work = settings, work
+
+    @property
+    def world_size(self) -> int:
+        return len(self.work.labels)
+
+    def get_distributed_env(self, node_rank: int = -1) -> Any:
+        names = ("node_ips", "cpus_per_task", "mem_per_cpu", "gpus_on_node", "executor")
+        return {f"datatrove_{name}": "" for name in names}
+
+    def run(self) -> None:
+        self.do(lambda done: None)
+
+    def do(self, on_look: OnLook) -> None:
+        raise NotImplementedError
+
+    def done(self) -> set[int]:
+        return set(range(self.world_size)) - set(self.get_incomplete_ranks())
+
+
+class _LocalProcesses(_Tasks):
+    """A process for each task, as many at a time as there are cores."""
+
+    def do(self, on_look: OnLook) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["fox.data.corpus.blocks", "pyarrow.parquet"])
+        most = self.settings.workers or len(os.sched_getaffinity(0))
+        waiting, lost = deque(self.get_incomplete_ranks()), Counter[int]()
+        done = set(range(self.world_size)) - set(waiting)
+        running: dict[Any, tuple[int, BaseProcess, Connection]] = {}  # by what tells that the process has ended
+        try:
+            while waiting or running:
+                while waiting and len(running) < most:
+                    rank = waiting.popleft()
+                    ours, theirs = context.Pipe(duplex=False)
+                    process: BaseProcess = context.Process(target=_do_one, args=(self, rank, theirs), daemon=False)
+                    process.start()
+                    theirs.close()
+                    running[process.sentinel] = rank, process, ours
+                for sentinel in wait(list(running), timeout=LOOK_EVERY_S):
+                    rank, process, told = running.pop(sentinel)
+                    process.join()
+                    if process.exitcode == 0:
+                        done.add(rank)
+                    elif reason := _received(told):
+                        raise Failure(_lost(self.work, rank, reason))
+                    else:
+                        lost[rank] += 1
+                        if lost[rank] == ATTEMPTS:
+                            raise Failure(_lost(self.work, rank, f"lost its process {ATTEMPTS} times, {_how(process)}"))
+                        waiting.appendleft(rank)
+                on_look(done)
+        finally:
+            for _, process, _ in running.values():
+                process.kill()
+                process.join()
+
+
+def _do_one(executor: _Tasks, rank: int, report: Connection) -> None:
+    """What a task's process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with open(os.devnull, "w", encoding="utf-8") as nothing:  # noqa: PTH123  # its log is in a file, and what went wrong is told once
+        sys.stderr = nothing
+        try:
+            executor._run_for_rank(rank, local_rank=1)
+        except Exception as error:
+            report.send(_told(error))
+            sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _received(told: Connection) -> str:
+    try:
+        return told.recv() if told.poll() else ""
+    except EOFError:
+        return ""
+
+
+def _how(process: BaseProcess) -> str:
+    code = process.exitcode or 0
+    out_of_memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+    return f"by {signal.Signals(-code).name}{out_of_memory}" if code < 0 else f"with exit code {code}"
+
+
+class _RayTasks(_Tasks):
+    """A task of a Ray cluster for each: Ray begins one again whose process or machine is lost."""
+
+    def do(self, on_look: OnLook) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise Failure("data.executor.kind = 'ray' needs ray. Do this: pip install 'foxlm[scale]'") from None
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to others unasked
+        most = self.settings.workers
+        cores = {} if self.settings.address else {"num_cpus": most or len(os.sched_getaffinity(0))}
+        ray.init(
+            address=self.settings.address or None,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+            **cores,
+        )
+        try:
+            task = ray.remote(num_cpus=1, max_retries=ATTEMPTS - 1)(_do_for_ray)
+            executor = ray.put(self)
+            most = most or 2 * int(ray.cluster_resources().get("CPU", 1))
+            waiting = deque(self.get_incomplete_ranks())
+            done = set(range(self.world_size)) - set(waiting)
+            running: dict[Any, int] = {}
+            while waiting or running:
+                while waiting and len(running) < most:
+                    rank = waiting.popleft()
+                    running[task.remote(executor, rank)] = rank
+                ended, _ = ray.wait(list(running), num_returns=1, timeout=LOOK_EVERY_S)
+                for reference in ended:
+                    rank = running.pop(reference)
+                    try:
+                        reason = ray.get(reference)
+                    except ray.exceptions.RayError as error:
+                        reason = f"lost its process {ATTEMPTS} times ({type(error).__name__})"
+                    if reason:
+                        raise Failure(_lost(self.work, rank, reason))
+                    done.add(rank)
+                on_look(done)
+        finally:
+            ray.shutdown()
+
+
+def _do_for_ray(executor: _Tasks, rank: int) -> str:
+    """What went wrong; empty where nothing did."""
+    with open(os.devnull, "w", encoding="utf-8") as nothing:  # noqa: PTH123
+        stderr, sys.stderr = sys.stderr, nothing
+        try:
+            executor._run_for_rank(rank, local_rank=1)
+        except Exception as error:
+            return _told(error)
+        finally:
+            sys.stderr = stderr
+    return ""
+
+
+class _SlurmJobs(_Tasks):
+    """datatrove's array of Slurm jobs, waited for. Ctrl-C leaves them at work: the same command goes on waiting."""
+
+    def do(self, on_look: OnLook) -> None:
+        note = self.work.folder / "slurm-job"
+        job = note.read_text(encoding="utf-8") if note.exists() else ""
+        if not _is_known(job):
+            job = self._submit()
+            write_atomically(note, job)
+        while self.get_incomplete_ranks():
+            on_look(self.done())
+            if not _is_known(job) and (missing := self.get_incomplete_ranks()):
+                raise Failure(_lost(self.work, missing[0], f"was not done by Slurm's job {job}"))
+            time.sleep(SLURM_EVERY_S)
+
+    def _submit(self) -> str:
+        """The number of the job; of several, of the last one, which begins when the others have ended."""
+        logger.disable(SlurmPipelineExecutor.__module__)  # what it tells is in the folder, too
+        jobs = SlurmPipelineExecutor(
+            self.pipeline,
+            tasks=self.world_size,
+            time=self.settings.time,
+            partition=self.settings.partition,
+            mem_per_cpu_gb=self.settings.memory_gb,
+            workers=self.settings.workers or -1,
+            job_name=f"fox-{self.work.name}",
+            env_command=self.settings.setup or None,
+            qos="",
+            logging_dir=str(self.work.folder),
+        )
+        try:
+            jobs.run()
+        except (FileNotFoundError, subprocess.CalledProcessError) as error:
+            raise Failure(
+                f"sbatch does not take the tasks ({_told(error)}). Is this a machine that submits to Slurm?"
+            ) from None
+        return str(jobs.job_id)
+
+
+def _is_known(job: str) -> bool:
+    """Whether some of a job's tasks wait or run still."""
+    if not job:
+        return False
+    asked = ["squeue", "--noheader", "--jobs", job]
+    try:
+        return bool(subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip())
+    except FileNotFoundError:
+        raise Failure("squeue is not there. Is this a machine that submits to Slurm?") from None
+
+
+def _told(error: Exception) -> str:
+    return str(error) if isinstance(error, FoxError) else f"{type(error).__name__}: {error}"[:500]
+
+
+def _lost(work: Round, rank: int, reason: str) -> str:
+    log = work.folder / f"logs/task_{rank:05}.log"
+    return f"{work.name}, task {rank} ({work.labels[rank]}): {reason}. Its log is {log}. What is done stays done: the same command goes on."

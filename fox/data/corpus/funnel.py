@@ -1,0 +1,134 @@
+"""What became of a source's documents on their way into the corpus: how many each rule took away, and a few of them to look at."""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from fox.data.document import Document
+
+SAMPLES = 5
+"""Of what each reason dropped: those with the lowest hashes, so that they are the same however the work was cut."""
+
+SAMPLE_CHARACTERS = 600
+
+STEPS = {
+    "licence": "the terms are stated",
+    "url": "the address is not blocked",
+    "language": "the language is wanted",
+    "bad words": "no bad words",
+    "gopher": "Gopher's quality rules",
+    "repetition": "Gopher's rules on repetition",
+    "c4": "C4's rules",
+    "fineweb": "FineWeb's rules",
+    "evaluation": "no text of an evaluation",
+    "exact duplicates": "not seen before",
+    "repeated lines": "lines that were not seen before",
+    "near duplicates": "nothing much like it was seen before",
+}
+"""What a document has to pass, in this order."""
+
+
+@dataclass
+class Count:
+    documents: int = 0
+    bytes: int = 0
+
+    def add(self, documents: int, size: int) -> None:
+        self.documents += documents
+        self.bytes += size
+
+
+@dataclass
+class Dropped(Count):
+    """What a reason took away."""
+
+    samples: list[dict[str, str]] = field(default_factory=list)
+
+
+@dataclass
+class Funnel:
+    """One source's."""
+
+    read: Count = field(default_factory=Count)
+    kept: Count = field(default_factory=Count)
+    dropped: dict[str, dict[str, Dropped]] = field(default_factory=dict)
+    """By step of STEPS and by reason."""
+    cut: dict[str, Counter[str]] = field(default_factory=dict)
+    """Bytes that a step took from documents which it kept, by reason."""
+    licenses: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+
+    def drop(self, document: Document, step: str, reason: str) -> None:
+        """Count a document that goes no further."""
+        dropped = self._reason(step, reason)
+        dropped.add(1, document.num_bytes)
+        sample = {
+            "hash": document.digest[:8].hex(),
+            "place": document.place,
+            "url": document.about.url,
+            "text": document.content[:SAMPLE_CHARACTERS],
+        }
+        dropped.samples = _lowest([*dropped.samples, sample])
+
+    def cut_from(self, step: str, reasons: Counter[str]) -> None:
+        """Count bytes that a document lost."""
+        if reasons:
+            self.cut.setdefault(step, Counter()).update(reasons)
+
+    def keep(self, document: Document) -> None:
+        """Count a document that has passed everything."""
+        self.kept.add(1, document.num_bytes)
+        self.licenses[document.about.license or "not stated"] += 1
+        if document.about.language:
+            self.languages[document.about.language] += 1
+
+    def add(self, part: dict[str, Any]) -> None:
+        """Add what a task has counted (`as_dict`)."""
+        self.read.add(part["read"]["documents"], part["read"]["bytes"])
+        self.kept.add(part["kept"]["documents"], part["kept"]["bytes"])
+        for step, reasons in part["dropped"].items():
+            for reason, of_part in reasons.items():
+                dropped = self._reason(step, reason)
+                dropped.add(of_part["documents"], of_part["bytes"])
+                dropped.samples = _lowest([*dropped.samples, *of_part["samples"]])
+        for step, cut in part["cut"].items():
+            self.cut_from(step, Counter(cut))
+        self.licenses.update(part["licenses"])
+        self.languages.update(part["languages"])
+
+    def as_dict(self, with_samples: bool = True) -> dict[str, Any]:
+        """As it is kept in JSON, in the order of STEPS and with the commonest reasons first."""
+        return {
+            "read": vars(self.read),
+            "dropped": {
+                step: {
+                    reason: {k: v for k, v in vars(dropped).items() if with_samples or k != "samples"}
+                    for reason, dropped in _commonest(self.dropped[step])
+                }
+                for step in STEPS
+                if step in self.dropped
+            },
+            "cut": {step: _counted(self.cut[step]) for step in STEPS if step in self.cut},
+            "kept": vars(self.kept),
+            "licenses": _counted(self.licenses),
+            "languages": _counted(self.languages),
+        }
+
+    def _reason(self, step: str, reason: str) -> Dropped:
+        return self.dropped.setdefault(step, {}).setdefault(reason, Dropped())
+
+
+def _lowest(samples: list[dict[str, str]]) -> list[dict[str, str]]:
+    return heapq.nsmallest(SAMPLES, samples, key=lambda sample: (sample["hash"], sample["place"]))
+
+
+def _commonest(reasons: dict[str, Dropped]) -> list[tuple[str, Dropped]]:
+    return sorted(reasons.items(), key=lambda item: (-item[1].documents, item[0]))
+
+
+def _counted(counts: Counter[str]) -> dict[str, int]:
+    """Commonest first, and in one order whatever the order of counting."""
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

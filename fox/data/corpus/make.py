@@ -1,0 +1,138 @@
+"""The corpus step: sources in, `corpus/SOURCE/NNNNN.parquet` out, by as many processes or machines as the recipe names.
+
+What is done of it stays done: each task leaves a mark in `corpus/work`, which goes when all are. The files are the same to the last bit
+however the work was divided or interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fox.artifacts import write_json
+from fox.data.corpus.funnel import Funnel
+from fox.data.corpus.tasks import Task, tasks_of, write_tasks
+from fox.data.decontaminate import FIRST_PLACES, Questions
+from fox.data.quarantine import Tally
+from fox.errors import UserError
+from fox.progress import Meter, meter
+from fox.recipe import Recipe
+from fox.recipe.schema import Executor
+
+WORK = "work"
+"""Below the corpus: what is only there while it is made."""
+
+FUNNEL = "funnel.json"
+
+
+def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, console: Console) -> dict[str, Any]:
+    """Fill `folder`, or go on with it, and tell for each source what was read and what became of it.
+
+    Raises UserError where too many records of a source are bad, or none is left; Failure where a task can't be done.
+    """
+    try:
+        from fox.data.corpus.blocks import Block, Decontaminate, Ledger, License, Mask, Read, Write
+        from fox.data.corpus.executor import Round, do_round
+    except ImportError as error:
+        mend = "pip install 'foxlm[data]'"
+        raise UserError(
+            "data", problem=f"making a corpus needs {error.name}, which is not installed", mend=mend
+        ) from None
+
+    work = folder / WORK
+    tallies = {name: Tally(name, source) for name, source in recipe.source.items()}
+    tasks = tasks_of(recipe, tallies)
+    work.mkdir(parents=True, exist_ok=True)
+    write_tasks(work / "tasks.jsonl", tasks)
+    counts = work / "counts"
+    counts.mkdir(exist_ok=True)
+    ledger = Ledger(recipe, work / "tasks.jsonl", counts)
+    blocks: list[Block] = [Read(ledger), License(ledger), Mask(ledger)]
+    if questions:
+        questions.save(work / "questions")
+        blocks.append(Decontaminate(ledger, work / "questions"))
+    reading = Round(
+        "read", [*blocks, Write(ledger, partial(document_path, folder))], _labels(tasks), work / "executor/read"
+    )
+    settings = recipe.data.executor or Executor()
+    with meter("corpus", sum(task.num_bytes for task in tasks), "bytes", console=console) as shown:
+        do_round(settings, reading, partial(_show, shown, tasks, counts))
+    facts = _facts(recipe, tallies, counts, len(tasks), folder)
+    shutil.rmtree(work)
+    return facts
+
+
+def document_path(folder: Path, source: str, task: int) -> Path:
+    """Where a task's documents are, if it has any."""
+    return folder / source / f"{task:05}.parquet"
+
+
+def _labels(tasks: Sequence[Task]) -> list[str]:
+    return [
+        f"{task.source}: {task.files[0].label}" + (f" and {len(task.files) - 1} more" if len(task.files) > 1 else "")
+        for task in tasks
+    ]
+
+
+def _show(shown: Meter, tasks: Sequence[Task], counts: Path, done: set[int]) -> None:
+    """Bytes of the tasks that are done; beside them, how many documents were read, in those at work, too."""
+    at_work = sum(_number(path) for path in counts.glob("*.at"))
+    note = f"{len(done)}/{len(tasks)} tasks" + (f", {at_work:,} documents in those at work" if at_work else "")
+    shown.advance_to(sum(tasks[rank].num_bytes for rank in done), note)
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text(encoding="utf-8") or 0)
+    except (OSError, ValueError):  # it has just ended
+        return 0
+
+
+def _facts(recipe: Recipe, tallies: dict[str, Tally], counts: Path, num_tasks: int, folder: Path) -> dict[str, Any]:
+    funnels = {name: Funnel() for name in recipe.source}
+    for task in range(num_tasks):
+        counted = json.loads((counts / f"{task:05}.json").read_bytes())
+        tallies[counted["source"]].add(counted["reading"])
+        funnels[counted["source"]].add(counted["funnel"])
+    for name, tally in tallies.items():
+        tally.check()
+        if not funnels[name].kept.documents:
+            raise UserError(
+                f"source.{name}.path",
+                recipe.source[name].path,
+                problem=f"has no document that passes: {_why(funnels[name])}",
+                mend="Ask less of it, or leave the source out.",
+            )
+    write_json(folder / FUNNEL, {name: funnel.as_dict() for name, funnel in funnels.items()})
+    return {
+        "sources": {
+            name: {
+                "reading": tallies[name].as_dict(),
+                "contaminated": _contaminated(funnel),
+                "funnel": funnel.as_dict(with_samples=False),
+            }
+            for name, funnel in funnels.items()
+        }
+    }
+
+
+def _why(funnel: Funnel) -> str:
+    reasons = Counter(
+        {f"{step}: {reason}": d.documents for step, found in funnel.dropped.items() for reason, d in found.items()}
+    )
+    return "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3)) or "there are none"
+
+
+def _contaminated(funnel: Funnel) -> dict[str, Any]:
+    """As shards.py tells it where there is no corpus."""
+    files = funnel.dropped.get("evaluation", {})
+    documents = Counter({file: dropped.documents for file, dropped in files.items()})
+    places = {file: [sample["place"] for sample in dropped.samples][:FIRST_PLACES] for file, dropped in files.items()}
+    return {"documents": dict(documents.most_common()), "first_places": places}

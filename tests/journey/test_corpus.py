@@ -1,0 +1,190 @@
+"""The corpus step: the same bytes by however many it is made, wherever it was stopped, and on whatever it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fox.artifacts import sha256_of
+from tests.journey.micro_run import ENVIRONMENT, HERE, fox, kill_when, start
+
+CORPUS = Path("runs/micro/corpus")
+READING = "-o", "data.mask_personal=['email']", "-o", "data.unlicensed='keep'"
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four files of a few thousand stories with addresses in them, and a few chats: five tasks."""
+    folder = tmp_path_factory.mktemp("sources")
+    draw = random.Random(1)
+    words = [bytes(draw.choices(b"abcdefghijklmnop", k=draw.randint(2, 9))).decode() for _ in range(900)]
+    for number in range(4):
+        with (folder / f"{number}.jsonl").open("w") as file:
+            for story in range(4000):
+                text = " ".join(draw.choices(words, k=400)) + f" to {draw.choice(words)}@{draw.choice(words)}.org."
+                row = {"text": text, "title": f"Story {story}", "url": f"https://example.org/{number}/{story}"}
+                file.write(json.dumps({**row, "license": "CC0"} if story % 2 else row) + "\n")
+    with (folder / "chats.jsonl").open("w") as file:
+        for _ in range(50):
+            said = [{"role": role, "content": " ".join(draw.choices(words, k=9))} for role in ("user", "assistant")]
+            file.write(json.dumps({"messages": said}) + "\n")
+    return folder
+
+
+@pytest.fixture
+def world(sources: Path, tmp_path: Path) -> Path:
+    page = (HERE / "micro.toml").read_text().replace('path = "text"', f'path = "{sources}"\nfiles = "?.jsonl"')
+    page = page.replace('path = "chats.jsonl"', f'path = "{sources}/chats.jsonl"')
+    (tmp_path / "micro.toml").write_text(f"{page}\n[data.executor]\nworkers = 2\n")
+    return tmp_path
+
+
+def corpus(folder: Path, *words: str) -> dict[str, str]:
+    fox(folder, "corpus", "micro.toml", *READING, *words)
+    return made(folder)
+
+
+def made(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in (folder / CORPUS).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder / CORPUS)): sha256_of(path) for path in files}
+
+
+def in_mid_file(folder: Path) -> bool:
+    """Whether a task has read a part of its file, and nothing is done yet."""
+    return any((folder / CORPUS / "work/counts").glob("*.at"))
+
+
+def kill_a_worker(folder: Path, *words: str) -> None:
+    """Make the corpus, and kill the first process that has a part of a file written."""
+    process = start(folder, "corpus", "micro.toml", *READING, *words)
+    killed = 0
+    while process.poll() is None and not killed:
+        if killed := worker_in_mid_file(process.pid):
+            os.kill(killed, signal.SIGKILL)
+        time.sleep(0.001)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and killed, errors
+
+
+def worker_in_mid_file(process: int) -> int:
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or entry.name == str(process):
+            continue
+        try:
+            if any(os.readlink(path).endswith(".writing") for path in (entry / "fd").iterdir()):  # noqa: PTH115
+                return int(entry.name)
+        except OSError:  # it has ended, or is another user's
+            continue
+    return 0
+
+
+def test_it_is_the_same_by_one_and_by_many_and_keeps_what_is_known(world: Path) -> None:
+    whole = corpus(world)
+    assert list(whole) == ["chats/00004.parquet", "funnel.json", *(f"stories/{n:05}.parquet" for n in range(4))]
+    assert corpus(world, "-o", "data.executor.workers=1", "--redo", "corpus") == whole
+    funnel = json.loads((world / CORPUS / "funnel.json").read_bytes())["stories"]
+    assert funnel["kept"]["documents"] == 16_000 and funnel["licenses"] == {"CC0": 8000, "not stated": 8000}
+    from pyarrow.parquet import read_table
+
+    rows = read_table(world / CORPUS / "stories/00001.parquet").to_pylist()
+    assert rows[7]["url"] == "https://example.org/1/7" and rows[7]["title"] == "Story 7"
+    assert rows[7]["place"] == "1.jsonl:8" and rows[7]["text"].endswith("to email@example.com.")
+
+
+def test_a_worker_killed_in_mid_file_is_made_good(world: Path) -> None:
+    kill_a_worker(world)
+    assert made(world) == corpus(world, "--redo", "corpus")
+
+
+def test_a_run_killed_in_mid_file_goes_on_with_what_is_not_done(world: Path) -> None:
+    marks = world / CORPUS / "work/executor/read/completions"
+    kill_when(lambda: len(list(marks.glob("*"))) >= 2, world, "corpus", "micro.toml", *READING)
+    done = {path.name: path.stat().st_mtime_ns for path in (world / CORPUS / "stories").glob("*.parquet")}
+    time.sleep(0.5)  # the workers see that they are alone
+    finished = [f"{int(path.name):05}.parquet" for path in marks.glob("*")]
+    assert finished
+    again = corpus(world)
+    kept = {path.name: path.stat().st_mtime_ns for path in (world / CORPUS / "stories").glob("*.parquet")}
+    assert all(kept[name] == done[name] for name in finished if name in done)
+    assert again == corpus(world, "--redo", "corpus")
+
+
+def test_one_that_was_begun_otherwise_is_not_gone_on_with(world: Path) -> None:
+    kill_when(lambda: in_mid_file(world), world, "corpus", "micro.toml", *READING)
+    _, errors = fox(world, "corpus", "micro.toml", *READING, "-o", "data.mask_personal=['ip']", expect=2)
+    assert "data.mask_personal" in errors and "when `corpus` was begun in runs/micro" in " ".join(errors.split())
+    fox(world, "corpus", "micro.toml", *READING, "-o", "data.executor.workers=1")  # who does it may change
+
+
+def test_documents_without_terms_stay_out_unless_the_recipe_keeps_them(world: Path) -> None:
+    fox(world, "corpus", "micro.toml", "-o", "source.chats.license='CC0'")
+    funnel = json.loads((world / CORPUS / "funnel.json").read_bytes())
+    assert funnel["stories"]["dropped"]["licence"]["not stated"]["documents"] == 8000
+    assert funnel["stories"]["kept"]["documents"] == 8000 and funnel["chats"]["kept"]["documents"] == 50
+
+
+def test_what_ends_a_task_is_told_with_its_log(world: Path) -> None:
+    (world / CORPUS).mkdir(parents=True)
+    (world / CORPUS / "stories").write_text("in the way")
+    (world / "runs/micro/lock").touch()
+    _, errors = fox(world, "corpus", "micro.toml", *READING, expect=1)
+    told = " ".join(errors.split())
+    assert "read, task" in told and "(stories: " in told and "FileExistsError" in told
+    log = told.partition("Its log is ")[2].partition(". What is done")[0].replace(" ", "")
+    assert "FileExistsError" in (world / log).read_text()
+
+
+def test_models_are_made_of_the_corpus(world: Path) -> None:
+    less = *READING, "-o", "source.stories.files='0.jsonl'"
+    _, errors = fox(world, "tokenizer", "micro.toml", *less, expect=2)
+    assert "Run `fox corpus` with the same recipe first" in " ".join(errors.split())
+    for step in ("corpus", "tokenizer", "data"):
+        fox(world, step, "micro.toml", *less)
+    facts = json.loads((world / "runs/micro/manifests/data.json").read_bytes())["facts"]["sources"]["stories"]
+    assert facts["documents"] == 4000 and facts["reading"]["masked"] == {"email": 4000}
+
+
+@pytest.mark.slow
+def test_ray_makes_the_same_also_when_a_worker_is_killed_in_mid_file(world: Path) -> None:
+    pytest.importorskip("ray")
+    kill_a_worker(world, "-o", "data.executor.kind='ray'")
+    assert made(world) == corpus(world, "--redo", "corpus")
+
+
+SBATCH = """#!/bin/sh
+# Stands in for Slurm: takes an array of jobs and runs each task of it behind the scenes, one after another.
+for script; do :; done
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+grep -q merge_stats "$script" && { echo "Submitted batch job 2"; exit 0; }
+cp "$script" "$SPOOL/job.sh"
+(for task in $(seq 0 "$last"); do SLURM_NODELIST=localhost SLURM_ARRAY_TASK_ID=$task sh "$SPOOL/job.sh"; done; rm "$SPOOL/running") >"$SPOOL/log" 2>&1 &
+touch "$SPOOL/running"
+echo "Submitted batch job 1"
+"""
+SQUEUE = '#!/bin/sh\n[ -e "$SPOOL/running" ] && echo 1\nexit 0\n'
+SCONTROL = "#!/bin/sh\necho localhost\n"
+SRUN = '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do [ "$1" = -n ] && shift; shift; done\nexec "$@"\n'
+
+
+@pytest.mark.slow
+def test_slurm_makes_the_same(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = world / "bin"
+    programs.mkdir()
+    scripts = {"sbatch": SBATCH, "squeue": SQUEUE, "srun": SRUN, "scontrol": SCONTROL}
+    for name, script in scripts.items():
+        (programs / name).write_text(script)
+        (programs / name).chmod(0o755)
+    monkeypatch.setitem(ENVIRONMENT, "SPOOL", str(world))
+    monkeypatch.setitem(ENVIRONMENT, "PATH", f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}")
+    slurm = "-o", "data.executor.kind='slurm'"
+    _, errors = fox(world, "corpus", "micro.toml", *READING, *slurm, expect=2)
+    assert "data.executor.partition" in errors
+    by_slurm = corpus(world, *slurm, "-o", "data.executor.partition='cpu'")
+    assert by_slurm == corpus(world, "--redo", "corpus")
