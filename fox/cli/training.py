@@ -51,10 +51,13 @@ def corpus(recipe: RecipePath, override: Override = None, out: Out = None, redo:
 
     `fox data report` shows what became of the documents. Stop it whenever you like: the same command goes on.
     """
+    from fox.report.funnel import write_funnel
+
     done = _do(recipe, override, out, ["corpus"], redo)
     if not done.recipe.makes_corpus:
         mend = "Add a [data.executor] table, or take the sources as they are: fox tokenizer, fox data."
         raise UserError("data", problem="asks for no corpus", mend=mend)
+    typer.echo(f"what became of the documents: {write_funnel(done.folder)}")
 
 
 def tokenizer(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
@@ -86,6 +89,16 @@ def data(recipe: RecipePath, override: Override = None, out: Out = None, redo: R
     from fox.runs.summary import print_sources
 
     print_sources(done)
+
+
+@data_app.command(name="report")
+def data_report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tiny.")],
+) -> None:
+    """Draw what became of the documents of a corpus: how many each rule took away, by source, with samples. One HTML file."""
+    from fox.report.funnel import write_funnel
+
+    typer.echo(f"wrote {write_funnel(folder)}")
 
 
 @data_app.command(name="inspect")

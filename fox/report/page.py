@@ -6,23 +6,20 @@ no script runs, and the page's own policy forbids scripts and the network.
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from fox.artifacts import folder_made_whole
 from fox.errors import UserError
 from fox.recipe.write import toml_value
 from fox.report import quantities
+from fox.report.html import icon_address, template
 from fox.report.run_files import RunFiles, read_run
 from fox.report.tables import (
     data_table,
@@ -89,12 +86,8 @@ def write_report(run_dir: Path) -> Path:
 
 def page(run: RunFiles, top: Sequence[Headline], images: Sequence[ChartImage]) -> str:
     """The HTML of the report."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(resources.files("fox.report").joinpath("page.html.jinja").read_text("utf-8"))
     training = [image for image in images if not image.name.startswith(("bits", "tuning"))]
-    return template.render(
+    return template("page.html.jinja").render(
         run=run,
         summary=summary(run),
         begun=min((m.started for m in run.manifests.values() if m.started), default="").partition("T")[0],
@@ -114,7 +107,7 @@ def page(run: RunFiles, top: Sequence[Headline], images: Sequence[ChartImage]) -
         machine=machine(run),
         command=reproduce_command(run),
         hashes=hashes(run),
-        icon="data:image/svg+xml;base64," + base64.b64encode(_ICON.encode()).decode(),
+        icon=icon_address(),
     )
 
 
@@ -240,9 +233,3 @@ def _seconds(run: RunFiles, step: str) -> float | None:
     metrics = run.pretrain if step == "pretrain" else run.tune
     seconds = run.facts(step).seconds_training or (metrics.rows[-1].seconds if metrics else None)
     return seconds if seconds and seconds == seconds else None
-
-
-_ICON = (
-    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">'
-    '<path fill="#c4501b" d="M1 1l4 3h6l4-3v7l-7 7-7-7z"/></svg>'
-)

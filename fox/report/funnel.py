@@ -1,0 +1,181 @@
+"""What became of a corpus' documents, step by step and reason by reason, with samples: one HTML file that needs nothing but itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from fox.artifacts import write_atomically
+from fox.errors import Failure, UserError
+from fox.report import quantities
+from fox.report.html import icon_address, template
+from fox.report.run_files import Lenient
+
+PAGE = "corpus.html"
+
+MOST_ROWS = 12
+"""Of languages, licences and the like; the others are one row."""
+
+
+class Count(Lenient):
+    documents: int = 0
+    bytes: int = 0
+
+
+class Dropped(Count):
+    samples: list[dict[str, str]] = Field(default=[])
+
+
+class Funnel(Lenient):
+    """`corpus/funnel.json`, of one source."""
+
+    read: Count
+    kept: Count
+    dropped: dict[str, dict[str, Dropped]] = Field(default={})
+    cut: dict[str, dict[str, int]] = Field(default={})
+    licenses: dict[str, int] = Field(default={})
+    languages: dict[str, int] = Field(default={})
+
+
+class Reading(Lenient):
+    """What the manifest says of a source's files."""
+
+    bad: dict[str, int] = Field(default={})
+    left_out: dict[str, int] = Field(default={})
+    masked: dict[str, int] = Field(default={})
+
+
+class Manifest(Lenient):
+    """`manifests/corpus.json`, as far as the page tells of it."""
+
+    class Facts(Lenient):
+        class OfSource(Lenient):
+            reading: Reading = Reading()
+
+        sources: dict[str, OfSource] = Field(default={})
+
+    facts: Facts = Facts()
+
+
+class Funnels(Lenient):
+    sources: dict[str, Funnel]
+
+
+@dataclass(frozen=True)
+class Figure:
+    figure: str
+    meaning: str
+    note: str
+
+
+def write_funnel(run: Path) -> Path:
+    """Write `run/corpus.html`; its path. Raises UserError where the run has no corpus, Failure where what it says of it is damaged."""
+    path = run / "corpus/funnel.json"
+    try:
+        funnels = Funnels.model_validate_json(b'{"sources": ' + path.read_bytes() + b"}").sources
+        manifest = Manifest.model_validate_json((run / "manifests/corpus.json").read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        mend = "Make one: `fox corpus RECIPE`, with a [data.executor] table in the recipe."
+        raise UserError("RUN", str(run), problem="has no corpus", mend=mend) from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise Failure(
+            f"{path}: is not as Fox writes it ({first['msg']}). Make the corpus again: --redo corpus."
+        ) from None
+    readings = {name: of_source.reading for name, of_source in manifest.facts.sources.items()}
+    page = template("funnel.html.jinja").render(
+        name=run.resolve().name,
+        icon=icon_address(),
+        headlines=_headlines(funnels),
+        sources=[_source(name, funnel, readings.get(name, Reading())) for name, funnel in funnels.items()],
+    )
+    write_atomically(run / PAGE, page.encode(errors="replace"))
+    return run / PAGE
+
+
+def _headlines(funnels: Mapping[str, Funnel]) -> list[Figure]:
+    read, kept = (sum(getattr(funnel, which).documents for funnel in funnels.values()) for which in ("read", "kept"))
+    size = sum(funnel.kept.bytes for funnel in funnels.values())
+    reasons = Counter(
+        {
+            f"{step}: {reason}": dropped.documents
+            for funnel in funnels.values()
+            for step, found in funnel.dropped.items()
+            for reason, dropped in found.items()
+        }
+    )
+    first = reasons.most_common(1)
+    return [
+        Figure(quantities.count(kept), "documents kept", f"of {quantities.count(read)} read"),
+        Figure(quantities.size(size), "of text", f"in {len(funnels)} source{'s' * (len(funnels) != 1)}"),
+        Figure(quantities.count(read - kept), "documents dropped", f"most by {first[0][0]}" if first else ""),
+    ]
+
+
+def _source(name: str, funnel: Funnel, reading: Reading) -> dict[str, Any]:
+    lists = [
+        ("Languages", funnel.languages, quantities.count),
+        ("Licences", funnel.licenses, quantities.count),
+        ("Records that are no documents", reading.left_out, quantities.count),
+        ("Bad records, set aside", reading.bad, quantities.count),
+        ("Personal data masked", reading.masked, quantities.count),
+        *((f"Cut from documents: {step}", cut, quantities.size) for step, cut in funnel.cut.items()),
+    ]
+    return {
+        "name": name,
+        "steps": _steps(funnel),
+        "reasons": [
+            {
+                "step": step,
+                "reason": reason,
+                "documents": quantities.count(dropped.documents),
+                "share": quantities.share(dropped.documents, funnel.read.documents),
+                "bytes": quantities.size(dropped.bytes),
+                "samples": dropped.samples,
+            }
+            for step, reasons in funnel.dropped.items()
+            for reason, dropped in reasons.items()
+        ],
+        "lists": [
+            {"title": title, "rows": [(label, show(number)) for label, number in _most(counts).items()]}
+            for title, counts, show in lists
+            if counts
+        ],
+    }
+
+
+def _steps(funnel: Funnel) -> list[dict[str, Any]]:
+    """How much is left behind each step."""
+    whole = max(1, funnel.read.documents)
+    left, size = funnel.read.documents, funnel.read.bytes
+    steps = [_step("read", left, left, size, whole)]
+    for step, reasons in funnel.dropped.items():
+        before = left
+        left -= sum(dropped.documents for dropped in reasons.values())
+        size -= sum(dropped.bytes for dropped in reasons.values())
+        steps.append(_step(step, before, left, size, whole))
+    steps.append(_step("kept", left, funnel.kept.documents, funnel.kept.bytes, whole))
+    return steps
+
+
+def _step(label: str, before: int, left: int, size: int, whole: int) -> dict[str, Any]:
+    return {
+        "label": label,
+        "before_percent": round(100 * before / whole, 2),
+        "left_percent": round(100 * left / whole, 2),
+        "left": quantities.count(left),
+        "bytes": quantities.size(size),
+        "lost": quantities.count(before - left) if before > left else "",
+    }
+
+
+def _most(counts: Mapping[str, int]) -> dict[str, int]:
+    most = dict(Counter(counts).most_common(MOST_ROWS))
+    if rest := sum(counts.values()) - sum(most.values()):
+        most[f"{len(counts) - len(most)} others"] = rest
+    return most

@@ -1,0 +1,72 @@
+"""The page of a corpus: it adds up, and what strangers wrote stays text."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fox.data.corpus.funnel import SAMPLES, Funnel
+from fox.data.document import About, Document
+from fox.errors import Failure, UserError
+from fox.report.funnel import write_funnel
+
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>\u202e"
+
+
+def document(text: str) -> Document:
+    return Document(
+        "web", f"a.warc record {text[:9]}", text=text, about=About(url=f"https://a.example/{HOSTILE}", license="CC0")
+    )
+
+
+def run_with(folder: Path, funnel: Funnel) -> Path:
+    (folder / "corpus").mkdir()
+    (folder / "manifests").mkdir()
+    (folder / "corpus/funnel.json").write_text(json.dumps({HOSTILE: funnel.as_dict()}))
+    reading = {"bad": {HOSTILE: 3}, "left_out": {}, "masked": {"email": 12}}
+    facts = {"sources": {HOSTILE: {"reading": reading}}}
+    (folder / "manifests/corpus.json").write_text(json.dumps({"facts": facts}))
+    return folder
+
+
+def funnel_of(texts: list[str]) -> Funnel:
+    funnel = Funnel()
+    for number, text in enumerate(texts):
+        funnel.read.add(1, len(text.encode()))
+        if number % 2:
+            funnel.drop(document(text), "gopher", f"too short {HOSTILE}")
+        else:
+            funnel.keep(document(text))
+    return funnel
+
+
+def test_the_page_adds_up_and_escapes_what_strangers_wrote(tmp_path: Path) -> None:
+    page = write_funnel(run_with(tmp_path, funnel_of([f"{number} {HOSTILE}" for number in range(40)]))).read_text()
+    assert "<script" not in page and "<img" not in page and page.count("&lt;script&gt;alert(1)") >= 3
+    figures = re.findall(r'class="left">([\d,]+)', page)
+    assert figures == ["40", "20", "20"]
+    assert page.count('class="dropped"') == SAMPLES
+    assert "default-src 'none'" in page
+
+
+def test_parts_make_the_same_whole_in_any_order() -> None:
+    texts = [f"{number} is a number" for number in range(60)]
+    whole = funnel_of(texts).as_dict()
+    parts = [funnel_of(texts[at : at + 10]).as_dict() for at in range(0, 60, 10)]
+    for order in (parts, parts[::-1]):
+        together = Funnel()
+        for part in order:
+            together.add(json.loads(json.dumps(part)))
+        assert together.as_dict() == whole
+
+
+def test_a_run_without_a_corpus_and_a_damaged_one_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no corpus"):
+        write_funnel(tmp_path)
+    run = run_with(tmp_path, funnel_of(["a", "b"]))
+    (run / "corpus/funnel.json").write_text('{"web": {"read": 3}}')
+    with pytest.raises(Failure, match="funnel.json"):
+        write_funnel(run)
