@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fox import __version__
-from fox.cli import choosing, models, training
+from fox.cli import choosing, data, models, training
 from fox.errors import Failure, Stopped, UserError
 
 app = typer.Typer(
@@ -40,7 +40,7 @@ for command, name in (  # in the order of the help
     (models.compare, "compare"),
 ):
     app.command(name=name)(command)
-app.add_typer(training.data_app, name="data")
+app.add_typer(data.app, name="data")
 app.add_typer(choosing.runs_app, name="runs")
 
 

@@ -1,12 +1,11 @@
-"""The commands that make a model, step by step: run, corpus, tokenizer, data, pretrain, tune, eval, report."""
+"""The commands that make a model, step by step: run, corpus, tokenizer, pretrain, tune, eval, report. What `fox data` has is in data.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import typer.core
 
 from fox.cli.arguments import Out, Override, RecipePath, Redo, load
 from fox.errors import UserError
@@ -42,7 +41,7 @@ def run(
     from fox.runs.folder import STEPS
     from fox.runs.summary import print_summary
 
-    done = _do(recipe, override, out, list(STEPS), redo, _watchers(tensorboard, wandb, mlflow))
+    done = do(recipe, override, out, list(STEPS), redo, _watchers(tensorboard, wandb, mlflow))
     print_summary(done)
 
 
@@ -53,7 +52,7 @@ def corpus(recipe: RecipePath, override: Override = None, out: Out = None, redo:
     """
     from fox.report.funnel import write_funnel
 
-    done = _do(recipe, override, out, ["corpus"], redo)
+    done = do(recipe, override, out, ["corpus"], redo)
     if not done.recipe.makes_corpus:
         mend = "Add a [data.executor] table, or take the sources as they are: fox tokenizer, fox data."
         raise UserError("data", problem="asks for no corpus", mend=mend)
@@ -62,56 +61,7 @@ def corpus(recipe: RecipePath, override: Override = None, out: Out = None, redo:
 
 def tokenizer(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
     """Train the vocabulary on the sources' training text (byte-level BPE, with the chat template stored beside it)."""
-    _do(recipe, override, out, ["tokenizer"], redo)
-
-
-class _DataCommands(typer.core.TyperGroup):
-    """`fox data RECIPE` is `fox data prepare RECIPE`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = (*self.commands, *ctx.help_option_names)
-        return super().parse_args(ctx, args if args and args[0] in known else ["prepare", *args])
-
-
-data_app = typer.Typer(
-    cls=_DataCommands,
-    help="Make the sources into token shards: `fox data RECIPE`. Or look at what a step of a training is made of: `fox data inspect RUN --step 100`.",
-)
-
-
-@data_app.command(name="prepare")
-def data(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
-    """Read the sources, drop exact duplicates, hold some documents out, and write token shards with a manifest.
-
-    The word `prepare` may be left out: `fox data RECIPE`.
-    """
-    done = _do(recipe, override, out, ["data"], redo)
-    from fox.runs.summary import print_sources
-
-    print_sources(done)
-
-
-@data_app.command(name="report")
-def data_report(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tiny.")],
-) -> None:
-    """Draw what became of the documents of a corpus: how many each rule took away, by source, with samples. One HTML file."""
-    from fox.report.funnel import write_funnel
-
-    typer.echo(f"wrote {write_funnel(folder)}")
-
-
-@data_app.command(name="inspect")
-def inspect_(
-    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tiny.")],
-    step: Annotated[int, typer.Option(metavar="N", help="A step of the pre-training, counted from 1.")],
-    tokens: Annotated[int, typer.Option(min=1, help="Show so many tokens of each document at most.")] = 60,
-) -> None:
-    """Print the documents of one step, row by row: source, place, epoch, whether they are cut, their first words; and the mixture."""
-    from fox.runs.inspect import inspect_step
-
-    for line in inspect_step(folder, step, tokens):
-        typer.echo(line)
+    do(recipe, override, out, ["tokenizer"], redo)
 
 
 def pretrain(
@@ -124,7 +74,7 @@ def pretrain(
     mlflow: MLflow = None,
 ) -> None:
     """Train the base model through the curriculum's stages. Goes on from the last checkpoint."""
-    _do(recipe, override, out, ["pretrain"], redo, _watchers(tensorboard, wandb, mlflow))
+    do(recipe, override, out, ["pretrain"], redo, _watchers(tensorboard, wandb, mlflow))
 
 
 def tune(
@@ -137,7 +87,7 @@ def tune(
     mlflow: MLflow = None,
 ) -> None:
     """Tune the base model on chats: it learns from the assistant's words alone."""
-    _do(recipe, override, out, ["tune"], redo, _watchers(tensorboard, wandb, mlflow))
+    do(recipe, override, out, ["tune"], redo, _watchers(tensorboard, wandb, mlflow))
 
 
 def evaluate(
@@ -176,7 +126,7 @@ def evaluate(
 
         score_model(target, text or [], chats or [], max_tokens or 20_000, as_json, Console(stderr=True))
         return
-    done = _do(Path(target), override, out, ["eval"], redo)
+    done = do(Path(target), override, out, ["eval"], redo)
     from fox.runs.summary import print_scores
 
     print_scores(done)
@@ -227,7 +177,7 @@ def _watchers(tensorboard: bool, wandb: str | None, mlflow: str | None) -> Wante
     return wanted
 
 
-def _do(
+def do(
     recipe: Path,
     override: list[str] | None,
     out: Path | None,
@@ -235,6 +185,7 @@ def _do(
     redo: str | None,
     watchers: Wanted | None = None,
 ) -> Run:
+    """Do the `wanted` steps of a recipe, as `fox run` does them."""
     from rich.console import Console
 
     from fox.runs.folder import STEPS

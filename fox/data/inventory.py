@@ -44,6 +44,14 @@ def fingerprints(inventory: Inventory) -> dict[str, str]:
     }
 
 
+def contents(inventory: Inventory) -> dict[str, dict[str, Any]]:
+    """What a step keeps of it: of each file what tells its content, and nothing of the time."""
+    return {
+        name: {label: {k: v for k, v in entry.items() if k != "mtime_ns"} for label, entry in files.items()}
+        for name, files in inventory.items()
+    }
+
+
 def _entry(file: SourceFile, old: dict[str, Any]) -> dict[str, Any]:
     if file.remote:
         return {"bytes": file.remote.num_bytes, "version": file.remote.version}

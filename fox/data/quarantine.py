@@ -140,7 +140,7 @@ class Tally:
             "good": self.good,
             "bad": dict(self.bad.most_common()),
             "first_bad": [refusal._asdict() for refusal in self.first_bad],
-            "left_out": dict(self.left_out.most_common()),
+            "left_out": dict((+self.left_out).most_common()),
             "masked": dict(self.masked.most_common()),
             "skipped": dict(self.skipped.most_common()),
             "first_skipped": list(self.first_skipped),

@@ -108,7 +108,10 @@ def write_shards(
     for name, source in recipe.source.items():
         of_source = SourceFacts()
         is_chat = source.kind == "chat"
-        writers = {s: ShardWriter(shard_path(folder, name, s), tokenizer.vocab_size, is_chat) for s in SPLITS}
+        writers = {
+            s: ShardWriter(shard_path(folder, name, s), tokenizer.vocab_size, is_chat, with_digests=True)
+            for s in SPLITS
+        }
         for batch in _batches(reader.read(name)):
             new = []
             for document in batch:
@@ -119,7 +122,7 @@ def write_shards(
                 new.append(document)
             for document, (ids, is_learnt) in zip(new, _encode(tokenizer, new, is_chat), strict=True):
                 split = "heldout" if is_heldout(document, recipe.data.heldout_fraction) else "train"
-                writers[split].write(ids, is_learnt)
+                writers[split].write(ids, is_learnt, document.digest)
                 count = of_source.heldout if split == "heldout" else of_source.train
                 count.documents += 1
                 count.tokens += len(ids)

@@ -2,6 +2,7 @@
 
 Tokens are little-endian uint16, or uint32 where the vocabulary has more than 65,535 entries; ends are uint64, counted in
 tokens from the start of the shard. `NAME.ds.loss`, where there is one, has a byte a token: 1 where it is learnt from.
+`NAME.ds.documents`, where there is one, has the first 16 bytes of the SHA-256 of each document's content, in the order of the index.
 """
 
 from __future__ import annotations
@@ -23,28 +24,43 @@ def token_type(vocab_size: int) -> np.dtype:
     return np.dtype("<u4") if vocab_size > 65_535 else np.dtype("<u2")
 
 
+DIGEST_BYTES = 16
+"""Of a document's hash: two of a thousand billion documents share so many once in 10^14 corpora."""
+
+
+def digests_path(shard: Path) -> Path:
+    """Where the hashes of a shard's documents are, if it has them."""
+    return shard.with_name(f"{shard.name}.documents")
+
+
 class ShardWriter:
     """Writes one shard, a document at a time. Use it inside a folder that is made whole at the end."""
 
-    def __init__(self, path: Path, vocab_size: int, with_loss_mask: bool) -> None:
+    def __init__(self, path: Path, vocab_size: int, with_loss_mask: bool, with_digests: bool = False) -> None:
         self._tokens = path.open("wb")
         self._loss = path.with_name(f"{path.name}.loss").open("wb") if with_loss_mask else None
+        self._digests = digests_path(path).open("wb") if with_digests else None
         self._path = path
         self._type = token_type(vocab_size)
         self._ends: list[int] = []
         self.num_tokens = 0
 
-    def write(self, tokens: Tokens, is_learnt: Mask | None = None) -> None:
-        """Append one document; `is_learnt` says of each token whether the loss counts it."""
+    def write(self, tokens: Tokens, is_learnt: Mask | None = None, digest: bytes = b"") -> None:
+        """Append one document; `is_learnt` says of each token whether the loss counts it. `digest` is the SHA-256 of its content."""
         self._tokens.write(tokens.astype(self._type).tobytes())
         if self._loss is not None:
             assert is_learnt is not None and len(is_learnt) == len(tokens)
             self._loss.write(is_learnt.astype(np.uint8).tobytes())
+        if self._digests is not None:
+            assert len(digest) >= DIGEST_BYTES
+            self._digests.write(digest[:DIGEST_BYTES])
         self.num_tokens += len(tokens)
         self._ends.append(self.num_tokens)
 
     def close(self) -> None:
         self._tokens.close()
+        if self._digests is not None:
+            self._digests.close()
         if self._loss is not None:
             self._loss.close()
         self._path.with_name(f"{self._path.name}.index").write_bytes(np.array(self._ends, dtype="<u8").tobytes())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,10 @@ def check_undamaged(run: Run, read: Mapping[str, Iterable[str]], console: Consol
 
 
 def shards_of(run: Run, sources: Iterable[str], split: str) -> list[str]:
-    """The files of these sources' shards of a split, as the manifest of the data names them."""
-    shards = [str(shard_path(Path("data"), source, split)) for source in sources]
-    made: Sequence[str] = list(run.needs("data")["outputs"])
-    return [name for name in made if any(name == shard or name.startswith(f"{shard}.") for shard in shards)]
+    """The files of these sources' shards of a split that a training reads, as the manifest of the data names them."""
+    shards = [shard_path(Path("data"), source, split) for source in sources]
+    read = {str(shard.with_name(f"{shard.name}{ending}")) for shard in shards for ending in ("", ".index", ".loss")}
+    return [name for name in run.needs("data")["outputs"] if name in read]
 
 
 def sources_of(recipe: Recipe, stages: Mapping[str, Stage]) -> list[str]:

@@ -16,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 import fox
 from fox.artifacts import put_back_on, remove_at_once, sha256_of, stamp_of, write_json
 from fox.errors import Failure, Problem, RecipeError, UserError
@@ -221,6 +223,24 @@ def _differences(old: dict[str, Any], new: dict[str, Any], when: str, step: str)
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
+
+
+def kept_recipe(folder: Path) -> Recipe:
+    """The recipe that a run was made with. Raises UserError where `folder` is no run, Failure where its recipe can't be read."""
+    path = folder / "recipe.json"
+    try:
+        return Recipe.model_validate(json.loads(path.read_bytes())["recipe"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(
+            "RUN", str(folder), problem="is no run", mend="Name a run's folder, such as runs/tiny."
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, ValidationError) as error:
+        raise Failure(f"{path}: can't be read ({type(error).__name__}). Put it back, or make the run again.") from None
+
+
+def kept_run(folder: Path) -> Run:
+    """A run as it was made, to be looked at."""
+    return Run(folder, LoadedRecipe(kept_recipe(folder), {}))
 
 
 def _no_longer(path: Path, step: str) -> Failure:

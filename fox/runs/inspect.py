@@ -10,12 +10,12 @@ from textwrap import wrap
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from fox.data.shards import shard_path
 from fox.errors import Failure, UserError
 from fox.formats.token_shards import Shard
 from fox.recipe import Recipe
+from fox.runs.folder import kept_recipe
 from fox.tokenizer import Tokenizer
 from fox.train.curriculum import Chunk, StageOrder, curriculum, told
 from fox.train.events import Event, read_events
@@ -57,7 +57,6 @@ def inspect_step(folder: Path, step: int, tokens: int) -> Iterator[str]:
 
 
 def _recipe(folder: Path) -> Recipe:
-    path = folder / "recipe.json"
     if not (folder / "pretrain" / "packing" / "manifest.json").is_file():
         raise UserError(
             "RUN",
@@ -65,10 +64,7 @@ def _recipe(folder: Path) -> Recipe:
             problem="has no packed documents: its pre-training has not begun",
             mend="Name a run's folder, such as runs/tiny, after `fox pretrain` or `fox run`.",
         )
-    try:
-        return Recipe.model_validate(json.loads(path.read_bytes())["recipe"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError, ValidationError) as error:
-        raise Failure(f"{path}: can't be read ({type(error).__name__}). Put it back, or train again.") from None
+    return kept_recipe(folder)
 
 
 def _row(metrics: Path, step: int) -> dict[str, Any] | None:

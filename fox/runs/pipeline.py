@@ -131,10 +131,12 @@ def _parts(run: Run, step: str, console: Console) -> _Step:
         of_corpus = step != "corpus" and run.recipe.makes_corpus  # the sources' files are nothing to it
         inventory = {} if of_corpus else steps.source_inventory(run)
         if step == "corpus":
-            return lambda: steps.corpus_inputs(run, inventory), lambda inputs: steps.make_corpus(run, inputs, console)
+            return lambda: steps.corpus_inputs(run, inventory), lambda inputs: steps.make_corpus(
+                run, inputs, inventory, console
+            )
         if step == "tokenizer":
             return lambda: steps.tokenizer_inputs(run, inventory), lambda _: steps.make_tokenizer(run, console)
-        return lambda: steps.data_inputs(run, inventory), lambda _: steps.make_data(run, console)
+        return lambda: steps.data_inputs(run, inventory), lambda _: steps.make_data(run, inventory, console)
     table: dict[str, _Step] = {
         "pretrain": (lambda: steps.pretrain_inputs(run), lambda inputs: steps.make_pretrain(run, inputs, console)),
         "tune": (lambda: steps.tune_inputs(run), lambda inputs: steps.make_tune(run, inputs, console)),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from rich.console import Console
 import fox
 from fox.artifacts import folder_made_whole, sha256_of, write_json
 from fox.data.decontaminate import Questions, hashes_of, question_files
-from fox.data.inventory import Inventory, fingerprints, read_inventory, take_inventory
+from fox.data.inventory import Inventory, contents, fingerprints, read_inventory, take_inventory
 from fox.data.readers import CorpusReader, Reader, SourceReader
 from fox.data.shards import shard_path, training_texts, write_shards
 from fox.errors import UserError
@@ -82,14 +84,31 @@ def corpus_inputs(run: Run, inventory: Inventory) -> Inputs:
     }
 
 
-def make_corpus(run: Run, inputs: Inputs, console: Console) -> Facts:
+FILES = "files.json"
+"""What is kept of the sources' files beside what was made of them: the hash of each."""
+
+_LIBRARIES = ("datatrove", "fastwarc", "numpy", "py3langid", "pyarrow", "resiliparse", "tokenizers")
+"""On which the bytes of a corpus or of shards may depend."""
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for library in _LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[library] = metadata.version(library)
+    return installed
+
+
+def make_corpus(run: Run, inputs: Inputs, inventory: Inventory, console: Console) -> Facts:
     """Make the sources into a corpus, or go on with one that was begun from the same inputs. Raises RecipeError where it was begun from others."""
     from fox.data.corpus.make import WORK
     from fox.data.corpus.make import make_corpus as make
 
     folder = run.folder / STEPS["corpus"][0]
     run.check_begun("corpus", folder / WORK / "inputs.json", inputs)
-    return make(run.recipe, _questions(run.recipe, console), folder, console)
+    facts = make(run.recipe, _questions(run.recipe, console), folder, console)
+    write_json(folder / FILES, contents(inventory))
+    return {**facts, "versions": _versions()}
 
 
 def _documents_read(run: Run, inventory: Inventory) -> Inputs:
@@ -198,13 +217,15 @@ def _reader(run: Run, console: Console) -> Reader:
     return CorpusReader(corpus, run.needs("corpus")["facts"]["sources"])
 
 
-def make_data(run: Run, console: Console) -> Facts:
+def make_data(run: Run, inventory: Inventory, console: Console) -> Facts:
     """Read, de-duplicate, split and tokenize every source."""
     tokenizer = Tokenizer.load(run.folder / "tokenizer")
     reader = _reader(run, console)
     with folder_made_whole(run.folder / "data") as partial, meter("data", None, "bytes", console=console) as shown:
         facts = write_shards(run.recipe, tokenizer, reader, partial, shown)
-    return {"sources": {name: of_source.as_dict() for name, of_source in facts.items()}}
+        if inventory:
+            write_json(partial / FILES, contents(inventory))
+    return {"sources": {name: of_source.as_dict() for name, of_source in facts.items()}, "versions": _versions()}
 
 
 def open_shards(run: Run, split: str, vocab_size: int) -> dict[str, Shard]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from fox.artifacts import sha256_of
+from fox.formats.token_shards import Shard
+from fox.tokenizer import Tokenizer
 from tests.journey.micro_run import ENVIRONMENT, HERE, fox, kill_when, start
 
 CORPUS = Path("runs/micro/corpus")
@@ -149,6 +152,41 @@ def test_models_are_made_of_the_corpus(world: Path) -> None:
         fox(world, step, "micro.toml", *less)
     facts = json.loads((world / "runs/micro/manifests/data.json").read_bytes())["facts"]["sources"]["stories"]
     assert facts["documents"] == 4000 and facts["reading"]["masked"] == {"email": 4000}
+
+
+def test_what_was_made_is_verified_and_a_document_is_found(world: Path) -> None:
+    less = *READING, "-o", "source.stories.files='0.jsonl'", "-o", "source.stories.path='own'"
+    (world / "own").mkdir()
+    stories = [json.dumps({"text": f"Story {n} ends well.", "url": f"https://a.example/{n}"}) for n in range(300)]
+    (world / "own/0.jsonl").write_text("\n".join(stories))
+    fox(world, "corpus", "micro.toml", *less)
+    fox(world, "tokenizer", "micro.toml", *less, "-o", "tokenizer.vocab_size=300")
+    fox(world, "data", "micro.toml", *less, "-o", "tokenizer.vocab_size=300")
+    (world / "text.txt").write_text("Story 17 ends well.")
+    places = []
+    for wanted in ("text.txt", "https://a.example/17"):
+        out, _ = fox(world, "data", "find", wanted)
+        places.append(out.splitlines())
+    assert places[0] == places[1] and places[0][0].startswith("runs/micro: corpus, source stories: 0.jsonl:18")
+    assert re.fullmatch(r"runs/micro: data/stories.(train|heldout).ds, document \d+", places[0][1])
+    shard, number = re.findall(r"data/(\S+), document (\d+)", places[0][1])[0]
+    tokenizer = Tokenizer.load(world / "runs/micro/tokenizer")
+    start_at, end = (held := Shard(world / "runs/micro/data" / shard, 300)).span(int(number))
+    assert tokenizer.decode(held.tokens[start_at:end].tolist()).strip() == "Story 17 ends well."
+    (world / "text.txt").write_text("Story 17 ends badly.")
+    assert "nowhere" in fox(world, "data", "find", "text.txt", expect=1)[0]
+    out, _ = fox(world, "data", "verify", "runs/micro")
+    assert "all that was made is as it was made" in out
+    (world / "own/0.jsonl").write_text("other")
+    out, _ = fox(world, "data", "verify", "runs/micro")
+    assert "note: source stories: 0.jsonl has changed since it was read" in out
+    for name in (f"data/{shard}.documents", "corpus/stories/00000.parquet"):
+        path = world / "runs/micro" / name
+        content = bytearray(path.read_bytes())
+        content[7] ^= 1
+        path.write_bytes(content)
+        out, _ = fox(world, "data", "verify", "runs/micro", expect=1)
+        assert f"damaged: {name} has changed since it was made" in out
 
 
 @pytest.mark.slow

@@ -66,6 +66,13 @@ def test_ordinary_text_stays(questions, text):
     assert questions.file_with(text) is None
 
 
+def test_saved_ones_find_the_same(questions, tmp_path):
+    questions.save(tmp_path / "kept")
+    kept = Questions.load(tmp_path / "kept")
+    for text in (LONG, f"It asked: {SHORT} Nobody knew.", ROWS[3]["endings"][0], "all of the above, none of these", ""):
+        assert kept.file_with(text) == questions.file_with(text)
+
+
 def test_runs_of_words_are_told_apart_by_order_and_place():
     def grams(text: str, length: int) -> list[int]:
         return grams_of(words_of(text), length).tolist()

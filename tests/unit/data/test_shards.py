@@ -161,7 +161,7 @@ def test_the_same_files_make_the_same_shards(texts: Path, tiny_tokenizer: Tokeni
     for name in ("one", "two"):
         sides(recipe_of(own=str(texts)), tiny_tokenizer, tmp_path / name)
         made.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
-    assert made[0] == made[1] and len(made[0]) == 4
+    assert made[0] == made[1] and len(made[0]) == 6
 
 
 def test_a_source_with_nothing_new_is_named(texts: Path, tiny_tokenizer: Tokenizer, tmp_path: Path) -> None:

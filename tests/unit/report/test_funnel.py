@@ -68,5 +68,5 @@ def test_a_run_without_a_corpus_and_a_damaged_one_are_told(tmp_path: Path) -> No
         write_funnel(tmp_path)
     run = run_with(tmp_path, funnel_of(["a", "b"]))
     (run / "corpus/funnel.json").write_text('{"web": {"read": 3}}')
-    with pytest.raises(Failure, match="funnel.json"):
+    with pytest.raises(Failure, match=r"funnel\.json"):
         write_funnel(run)
