@@ -7,12 +7,12 @@ words, too. A document's words are held against the entries' first; only entries
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
-from fox.data.filters.words import MARKS, REMEMBERED, has_unspaced
+from fox.data.filters.words import LONGEST_REMEMBERED, MARKS, REMEMBERED, has_unspaced
 
 _WORD = re.compile(rf"[\w{MARKS}]+")
-_LONGEST_REMEMBERED = 48
 
 
 class BadWords:
@@ -20,60 +20,63 @@ class BadWords:
 
     def __init__(self, entries: Iterable[str]) -> None:
         """Entries are as `bad_word` gives them."""
-        self._phrases: dict[str, list[tuple[frozenset[str], re.Pattern[str]]]] = {}
-        """By their first word: the others, and the phrase to look for."""
+        self._phrases: dict[str, list[_Phrase]] = {}
+        """By their first word."""
         self._unspaced: dict[str, set[str]] = {}
         """By their first character."""
-        self._remembered: dict[str, tuple[str, ...]] = {}
         for entry in dict.fromkeys(entries):
             if has_unspaced(entry):
                 self._unspaced.setdefault(entry[0], set()).add(entry)
-                continue
-            first, *others = _WORD.findall(entry)
-            spaced = r"\s+".join(map(re.escape, entry.split()))
-            pattern = re.compile(rf"(?<![\w{MARKS}]){spaced}(?![\w{MARKS}])")
-            self._phrases.setdefault(first, []).append((frozenset(others), pattern))
+            else:
+                phrase = _Phrase(entry)
+                self._phrases.setdefault(phrase.words[0], []).append(phrase)
+        self._known = _Known(word for phrases in self._phrases.values() for phrase in phrases for word in phrase.words)
         self._beginning = re.compile(f"[{re.escape(''.join(self._unspaced))}]") if self._unspaced else None
 
     def count(self, text: str, enough: int) -> int:
-        """How many of the entries' places a text has; it is counted no further than `enough`."""
-        count = self._count_phrases(text, enough)
-        return min(enough, count + self._count_unspaced(text, enough - count) if count < enough else count)
+        """How often entries are found in a text; it is counted no further than `enough`."""
+        return sum(1 for _ in islice(self._found(text), enough))
 
-    def _count_phrases(self, text: str, enough: int) -> int:
-        count, words, folded = 0, set[str](), ""
-        for piece in set(text.split()):
-            words.update(self._words_of(piece))
-        for word in self._phrases.keys() & words:
-            for others, pattern in self._phrases[word]:
-                if others <= words:
-                    folded = folded or text.casefold()
-                    for _ in pattern.finditer(folded):
-                        count += 1
-                        if count >= enough:
-                            return count
-        return count
+    def _found(self, text: str) -> Iterator[str]:
+        words = set(chain.from_iterable(map(self._known.__getitem__, set(text.split()))))
+        phrases = [
+            phrase
+            for word in self._phrases.keys() & words
+            for phrase in self._phrases[word]
+            if words.issuperset(phrase.words)
+        ]
+        unspaced = None if text.isascii() else self._beginning
+        if phrases or unspaced:
+            folded = text.casefold()
+            for phrase in phrases:
+                yield from (match[0] for match in phrase.pattern.finditer(folded))
+            for match in unspaced.finditer(folded) if unspaced else ():
+                yield from (entry for entry in self._unspaced[match[0]] if folded.startswith(entry, match.start()))
 
-    def _words_of(self, piece: str) -> tuple[str, ...]:
-        """The words that a piece without spaces has of those that entries have."""
-        if (words := self._remembered.get(piece)) is None:
-            words = tuple(_WORD.findall(piece.casefold()))
-            if len(piece) <= _LONGEST_REMEMBERED:
-                if len(self._remembered) >= REMEMBERED:
-                    self._remembered.clear()
-                self._remembered[piece] = words
+
+class _Phrase:
+    """One entry: its words, and how it is found."""
+
+    def __init__(self, entry: str) -> None:
+        self.words = _WORD.findall(entry)
+        spaced = r"\s+".join(map(re.escape, entry.split()))
+        self.pattern = re.compile(rf"(?<![\w{MARKS}]){spaced}(?![\w{MARKS}])")
+
+
+class _Known(dict[str, tuple[str, ...]]):
+    """Which of the entries' words each piece of text has that has no space in it."""
+
+    def __init__(self, words: Iterable[str]) -> None:
+        super().__init__()
+        self._words = frozenset(words)
+
+    def __missing__(self, piece: str) -> tuple[str, ...]:
+        words = tuple(self._words.intersection(_WORD.findall(piece.casefold())))
+        if len(piece) <= LONGEST_REMEMBERED:
+            if len(self) >= REMEMBERED:
+                self.clear()
+            self[piece] = words
         return words
-
-    def _count_unspaced(self, text: str, enough: int) -> int:
-        if self._beginning is None or text.isascii():
-            return 0
-        count, folded = 0, text.casefold()
-        for match in self._beginning.finditer(folded):
-            if any(folded.startswith(entry, match.start()) for entry in self._unspaced[match[0]]):
-                count += 1
-                if count >= enough:
-                    break
-        return count
 
 
 def bad_word(line: str) -> str:

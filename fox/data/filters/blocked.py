@@ -20,6 +20,8 @@ LONGEST_URL = 8192
 
 _SCHEME = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//", re.IGNORECASE)
 _HOST = re.compile(r"(?:[^\s/?#@]*@)?(\[[0-9a-f:.]*\]|[^\s/?#@:\[\]]*)(?::\d*)?(?=[/?#]|$)", re.IGNORECASE)
+_PLAIN = re.compile(r"[a-z0-9_-]+(?:\.[a-z0-9_-]+)+")
+"""What nearly all lines of such lists are: a host as it is kept."""
 _STEPS = re.compile(r"[/?&]")
 
 
@@ -35,6 +37,11 @@ class BlockedUrls:
                 self._most_steps = max(self._most_steps, len(_STEPS.findall(entry)))
         self._hashes = np.frombuffer(hashes, dtype=np.uint64) if hashes else np.empty(0, dtype=np.uint64)
         self._hashes = np.unique(self._hashes)
+
+    @property
+    def bytes(self) -> int:
+        """What the list takes in memory."""
+        return int(self._hashes.nbytes)
 
     def has(self, url: str) -> bool:
         """Whether an address is one of the list, or below one. What is no address is not."""
@@ -67,6 +74,8 @@ class BlockedUrls:
 
 def blocked_url(line: str) -> str:
     """An entry of a list. Raises ValueError where a line is none."""
+    if _PLAIN.fullmatch(line):
+        return line
     host, path = _split(line)
     if any(sign.isspace() for sign in path):
         raise ValueError("has a space in an address")

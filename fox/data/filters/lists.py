@@ -6,7 +6,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 from fox.data.quarantine import excerpt
 from fox.errors import UserError
@@ -31,8 +31,9 @@ class ListFiles(NamedTuple):
         """What `parse` makes of each line that has something; it raises ValueError with what is wrong with one. Raises UserError."""
         for name in dict.fromkeys(self.names):
             try:
-                with _opened(self._path(name)) as file:
-                    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):  # noqa: B023
+                path = self._path(name)
+                with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+                    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
                         try:
                             if entry := _entry(line, first=number == 1):
                                 yield parse(entry)
@@ -51,17 +52,13 @@ class ListFiles(NamedTuple):
             problem = "is a folder" if path.is_dir() else "does not exist"
         except OSError as error:
             raise self._unreadable(name, error) from None
-        except (ValueError, RuntimeError) as error:  # a NUL in the name; ~ of an unknown user
+        except RuntimeError as error:  # ~ of an unknown user
             problem = f"can't be a path: {error}"
         raise UserError(self.key, name, problem=problem, mend=f"Name a file. {_FORM}")
 
     def _unreadable(self, name: str, error: Exception) -> UserError:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "the compressed file is broken"
         return UserError(self.key, name, problem=f"can't be read: {reason}", mend="Mend the file, or name another.")
-
-
-def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")
 
 
 def _entry(line: bytes, *, first: bool) -> str:

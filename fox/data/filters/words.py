@@ -79,6 +79,12 @@ def has_unspaced(text: str) -> bool:
     return not text.isascii() and bool(_UNSPACED.search(text))
 
 
+def forget() -> None:
+    """Forget all words, as in a process that has just begun."""
+    _words.clear()
+    _kinds.clear()
+
+
 class _Words(dict[str, tuple[str, ...]]):
     """The words of each piece of text that has no space in it."""
 
