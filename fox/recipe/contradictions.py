@@ -27,6 +27,7 @@ def contradictions(recipe: Recipe) -> Iterator[Problem]:
     """Every pair of values in `recipe` that cannot both hold, as a Problem with a mend."""
     for check in (
         _source_names,
+        _filtered_chats,
         _stage_names,
         _run_name,
         _head_dim,
@@ -74,6 +75,13 @@ def _stage_names(recipe: Recipe) -> Iterator[Problem]:
             yield Problem(f"stage.{name}", f"{name} is what the results call a model", "Give the stage another name.")
         else:
             yield from _file_name(("stage", name), name)
+
+
+def _filtered_chats(recipe: Recipe) -> Iterator[Problem]:
+    for name, source in recipe.source.items():
+        if source.kind == "chat" and source.filter:
+            reason, key = "is about documents, and these are chats", dotted(("source", name, "filter"))
+            yield Problem(key, reason, f"Leave it out, or set {dotted(('source', name, 'kind'))} to text.")
 
 
 def _source_names(recipe: Recipe) -> Iterator[Problem]:

@@ -15,6 +15,26 @@ VERSION = 2
 """Of what recipes may say, today. Older pages are read, too (fox/recipe/migrate.py)."""
 
 
+class Filter(Section):
+    """Which web documents are kept."""
+
+    languages: list[str] = Field(default=[])
+    """ISO 639-1 codes of the languages that are kept (py3langid's guess from the beginning of the text); empty keeps all."""
+    min_language_score: Fraction = 0.65
+    """Where `languages` names some: the probability from which the guess counts; documents below are dropped."""
+    rules: list[Literal["gopher", "repetition", "c4", "fineweb"]] = Field(default=[])
+    """Rules about the form of a text, always applied in this order: Gopher's quality and repetition rules (arXiv 2112.11446, appendix A.1.1), C4's
+    (arXiv 1910.10683, section 2.2), which also cut lines that are no sentences, and FineWeb's (arXiv 2406.17557, section 3.6)."""
+    bad_words: list[str] = Field(default=[])
+    """Files of words and phrases, one a line (# begins a comment; also .gz), that are looked for as whole words, whatever their case."""
+    max_bad_words: WholeOrZero = 0
+    """A document with more of `bad_words` is dropped. C4 drops at the first (arXiv 1910.10683); that hits texts of and about minorities, too
+    (arXiv 2104.08758), for which a list of few words or a higher number helps."""
+    blocked_urls: list[str] = Field(default=[])
+    """Files of domains and addresses, one a line (# begins a comment; also .gz): a domain blocks its subdomains, too, an address its page and what
+    is below it."""
+
+
 class Source(Section):
     """Where documents come from."""
 
@@ -32,6 +52,8 @@ class Source(Section):
     """Under which terms the documents are: an SPDX identifier or a short phrase. The model card tells it; empty is not stated."""
     url: str = ""
     """Where the documents come from, for the model card."""
+    filter: Filter | None = None
+    """Drops documents by their address, language, words and form; without it all are kept."""
 
 
 class Executor(Section):

@@ -1,0 +1,1 @@
+"""Which web documents are worth training on: by their address, their language, their words and their form."""
