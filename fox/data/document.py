@@ -42,6 +42,8 @@ class Document:
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     about: About = NOTHING_KNOWN
+    language_score: float = 0.0
+    """The probability of `about.language`, where that was found from the text."""
 
     @cached_property
     def digest(self) -> bytes:

@@ -54,6 +54,9 @@ def recipe_inputs(recipe: Recipe, step: str) -> Inputs:
         unsaid = json.loads(Data().model_dump_json(exclude={"heldout_fraction"}))
         table = values["data"].items()
         values["data"] = {key: value for key, value in table if key != "executor" and unsaid.get(key, ...) != value}
+    if "source" in values:  # so, too
+        kept = {name: _without_none(source) for name, source in values["source"].items()}
+        values["source"] = kept
     if step == "corpus":
         del values["data"]["heldout_fraction"]
     if step in ("pretrain", "tune"):
@@ -81,7 +84,21 @@ def corpus_inputs(run: Run, inventory: Inventory) -> Inputs:
         **recipe_inputs(run.recipe, "corpus"),
         "files": fingerprints(inventory),
         **_question_hashes(run.recipe),
+        **_list_hashes(run.recipe),
     }
+
+
+def _list_hashes(recipe: Recipe) -> Inputs:
+    """The hash of each list that a filter reads, by its source."""
+    from fox.data.filters.judge import filter_files
+
+    filters = {name: source.filter for name, source in recipe.source.items() if source.filter}
+    hashes = {name: [sha256_of(path) for path in filter_files(name, settings)] for name, settings in filters.items()}
+    return {"lists": {name: found for name, found in hashes.items() if found}} if any(hashes.values()) else {}
+
+
+def _without_none(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if value is not None}
 
 
 FILES = "files.json"

@@ -21,6 +21,7 @@ from fox.data.corpus.store import CorpusWriter
 from fox.data.corpus.tasks import Task, read_task
 from fox.data.decontaminate import Questions
 from fox.data.document import Document
+from fox.data.filters.judge import Judge
 from fox.data.personal import mask_document
 from fox.data.quarantine import Tally
 from fox.data.sources import read_files
@@ -116,6 +117,28 @@ class License(Block):
             self.ledger.funnel.drop(document, "licence", "not stated")
             return None
         return replace(document, about=document.about._replace(license=terms))
+
+
+class Filter(Block):
+    """Documents that their source's filter keeps, with the language that was found."""
+
+    name = "filter"
+
+    def __init__(self, ledger: Ledger, judges: dict[str, Judge]) -> None:
+        super().__init__(ledger)
+        self._judges = judges
+
+    def look_at(self, document: Document) -> Document | None:
+        judge = self._judges.get(document.source)
+        if judge is None or document.text is None:
+            return document
+        verdict = judge.judge(document.text, document.about.url)
+        if verdict.step:
+            self.ledger.funnel.drop(document, verdict.step, verdict.reason)
+            return None
+        self.ledger.funnel.cut_from("c4", verdict.cut)
+        about = document.about._replace(language=verdict.language)
+        return replace(document, text=verdict.text, about=about, language_score=verdict.language_score)
 
 
 class Mask(Block):

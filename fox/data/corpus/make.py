@@ -38,8 +38,9 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
     Raises UserError where too many records of a source are bad, or none is left; Failure where a task can't be done.
     """
     try:
-        from fox.data.corpus.blocks import Block, Decontaminate, Ledger, License, Mask, Read, Write
+        from fox.data.corpus.blocks import Block, Decontaminate, Filter, Ledger, License, Mask, Read, Write
         from fox.data.corpus.executor import Round, do_round
+        from fox.data.filters.judge import judge_of
     except ImportError as error:
         mend = "pip install 'foxlm[data]'"
         raise UserError(
@@ -54,7 +55,11 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
     counts = work / "counts"
     counts.mkdir(exist_ok=True)
     ledger = Ledger(recipe, work / "tasks.jsonl", counts)
-    blocks: list[Block] = [Read(ledger), License(ledger), Mask(ledger)]
+    blocks: list[Block] = [Read(ledger), License(ledger)]
+    judges = {name: judge_of(name, source.filter) for name, source in recipe.source.items() if source.filter}
+    if judges:
+        blocks.append(Filter(ledger, judges))
+    blocks.append(Mask(ledger))
     if questions:
         questions.save(work / "questions")
         blocks.append(Decontaminate(ledger, work / "questions"))

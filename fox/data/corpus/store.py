@@ -41,10 +41,10 @@ class CorpusWriter:
             self._file.close()
             self._partial.unlink()
 
-    def write(self, document: Document, language_score: float = 0.0) -> None:
+    def write(self, document: Document) -> None:
         content = {"messages": list(document.messages or ())} if self._is_chat else {"text": document.text}
         row = {"id": document.digest[:16].hex(), **content, "source": self._source, "place": document.place}
-        self._rows.append({**row, **document.about._asdict(), "language_score": language_score})
+        self._rows.append({**row, **document.about._asdict(), "language_score": document.language_score})
         self._size += document.num_bytes
         if self._size >= GROUP_BYTES:
             self._write_group()
@@ -87,6 +87,7 @@ def read_documents(path: Path) -> Iterator[Document]:
             text=row.get("text"),
             messages=tuple(messages) if messages is not None else None,
             about=About(*(row[name] for name in About._fields)),
+            language_score=row["language_score"],
         )
 
 
