@@ -90,7 +90,7 @@ def worker_in_mid_file(process: int) -> int:
 
 def test_it_is_the_same_by_one_and_by_many_and_keeps_what_is_known(world: Path) -> None:
     whole = corpus(world)
-    assert list(whole) == ["chats/00004.parquet", "funnel.json", *(f"stories/{n:05}.parquet" for n in range(4))]
+    assert list(whole) == ["chats/00004.parquet", "files.json", "funnel.json", *(f"stories/{n:05}.parquet" for n in range(4))]
     assert corpus(world, "-o", "data.executor.workers=1", "--redo", "corpus") == whole
     funnel = json.loads((world / CORPUS / "funnel.json").read_bytes())["stories"]
     assert funnel["kept"]["documents"] == 16_000 and funnel["licenses"] == {"CC0": 8000, "not stated": 8000}
