@@ -8,6 +8,7 @@ by their bucket.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ text or line in millions of documents can't be divided: its rows, of 16 to 20 by
 MIN_LINE_WORDS = 8
 """Shorter lines stay wherever they are: closing brackets, "he said", headings and rows of a table make sense where they stand. (CCNet, arXiv 1911.00359,
 section 3.1, takes every line; C4, arXiv 1910.10683, section 2.2, three sentences in a row.)"""
+
+_LONG_LINE = re.compile(rf"[^\n]{{{MIN_LINE_WORDS},}}")  # no list of lines, of which a text may have millions
 
 EXACT = np.dtype([("key", "<u8"), ("rest", "<u8"), ("index", "<u4")])
 BAND = np.dtype([("key", "<u8"), ("print", "<u4"), ("index", "<u4")])
@@ -118,8 +121,10 @@ class SignatureWriter:
 
 def long_lines(text: str) -> Iterator[tuple[int, int]]:
     """(line number from 0, the hash of its words) for each line of MIN_LINE_WORDS words and more; lines end with a newline."""
-    for number, line in enumerate(text.split("\n")):
-        words = words_in(line)
+    number = counted = 0
+    for line in _LONG_LINE.finditer(text):
+        number, counted = number + text.count("\n", counted, line.start()), line.start()
+        words = words_in(line[0])
         if words.size >= MIN_LINE_WORDS:
             yield number, int.from_bytes(hashlib.blake2b(words.tobytes(), digest_size=8).digest(), "little")
 
