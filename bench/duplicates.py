@@ -67,7 +67,7 @@ def main() -> int:
         print(f"{arguments.data} has no documents: name a folder with --data")
         return 3
     try:
-        import datatrove.pipeline.dedup
+        import datatrove  # noqa: F401
         import spacy  # noqa: F401
         import xxhash  # noqa: F401
     except ImportError as error:

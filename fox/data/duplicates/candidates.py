@@ -126,7 +126,10 @@ def _components(earlier: np.ndarray, later: np.ndarray, size: int) -> np.ndarray
 def _parts(roots: np.ndarray) -> np.ndarray:
     """The part of each document, by its component: as many whole components as make up PART_DOCUMENTS."""
     _, component, sizes = np.unique(roots, return_inverse=True, return_counts=True)
-    return ((np.cumsum(sizes) - sizes) // PART_DOCUMENTS)[component]
+    _, part = np.unique(
+        (np.cumsum(sizes) - sizes) // PART_DOCUMENTS, return_inverse=True
+    )  # behind a large component, numbers are left out
+    return part[component]
 
 
 def _plan_path(folder: Path) -> Path:
