@@ -36,8 +36,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from results import ROOT, record
-
+ROOT = Path(__file__).parents[1]
 RECALL_GOAL = 0.95
 STRANGERS_GOAL = 0.01
 BINS = ((0.3, 0.5), (0.5, 0.6), (0.6, 0.7), (0.7, 0.75), (0.75, 0.79), (0.79, 0.81), (0.81, 0.85), (0.85, 0.9), (0.9, 1.01), (0.8, 1.01))  # fmt: skip
@@ -336,6 +335,8 @@ def tell(
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=2), encoding="utf-8")
     if not arguments.quick:
+        from results import record  # here, for it imports torch, whose memory would count as that of the sides
+
         record("duplicates.py", result)
     print(
         f"duplicates: recall {recall:.1%} (goal {RECALL_GOAL:.0%}); strangers {strangers:.2%} (goal {STRANGERS_GOAL:.0%});"

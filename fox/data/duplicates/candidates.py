@@ -24,8 +24,8 @@ from fox.recipe.schema import Duplicates
 TextsOf = Callable[[int, np.ndarray], Iterable[str]]
 """The texts of a task's documents (task, their indexes, rising), in their order."""
 
-PART_DOCUMENTS = 2**18
-"""So many candidates, and what remains of the last one's component, are a part: some GiB of shingles on the disk."""
+PART_DOCUMENTS = 2**16
+"""So many candidates, and what remains of the last one's component, are a part: some 256 MiB of shingles."""
 
 CANDIDATE = np.dtype([("index", "<u4"), ("part", "<u4")])
 SHINGLED = np.dtype([("index", "<u4"), ("shingles", "<u4")])

@@ -75,9 +75,11 @@ def _exact(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _pairs(rows: dict[str, np.ndarray]) -> np.ndarray:
     """Documents that share a band: each with the first of the band, and with the one before."""
-    key, document, fingerprint = _shared(rows["key"], rows["document"], rows["print"])
+    key, document, fingerprint = _shared(rows.pop("key"), rows.pop("document"), rows.pop("print"))
     order = np.lexsort((fingerprint, key))
-    again = order[1:][(key[order][1:] == key[order][:-1]) & (fingerprint[order][1:] == fingerprint[order][:-1])]
+    same = fingerprint[order][1:] == fingerprint[order][:-1]
+    same &= key[1:] == key[:-1]  # which is in order already
+    again = order[1:][same]
     key, document = np.delete(key, again), np.delete(document, again)
     new = np.ones(key.size, dtype=bool)
     new[1:] = key[1:] != key[:-1]
@@ -85,9 +87,9 @@ def _pairs(rows: dict[str, np.ndarray]) -> np.ndarray:
     first = np.flatnonzero(new)[np.cumsum(new) - 1][later] if key.size else later
     before = later[later - 1 > first] - 1
     pairs = np.empty(later.size + before.size, dtype=PAIR)
-    pairs["earlier"] = np.concatenate((document[first], document[before]))
-    pairs["later"] = np.concatenate((document[later], document[before + 1]))
-    return unique_pairs(pairs)
+    pairs["earlier"] = document[np.concatenate((first, before))]
+    pairs["later"] = document[np.concatenate((later, before + 1))]
+    return pairs
 
 
 def unique_pairs(pairs: np.ndarray) -> np.ndarray:
@@ -99,7 +101,7 @@ def unique_pairs(pairs: np.ndarray) -> np.ndarray:
 
 
 def _lines(rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    key, document, line = _shared(rows["key"], rows["document"], rows["line"])
+    key, document, line = _shared(rows.pop("key"), rows.pop("document"), rows.pop("line"))
     new = np.ones(key.size, dtype=bool)
     new[1:] = key[1:] != key[:-1]
     first = document[new][np.cumsum(new) - 1] if key.size else document

@@ -48,7 +48,7 @@ def band_keys(documents: Sequence[np.ndarray]) -> np.ndarray:
         np.minimum.reduceat(ordered, starts, out=least[order])
     keys = np.empty((len(documents), BANDS), dtype=np.uint64)
     for band in range(BANDS):
-        key = np.full(len(documents), band, dtype=np.uint64)  # the same shingles in another band are another key
+        key = np.zeros(len(documents), dtype=np.uint64)
         for row in least[band * ROWS : (band + 1) * ROWS]:
             key = _mixed(key ^ row)
         keys[:, band] = key

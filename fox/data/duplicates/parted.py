@@ -71,9 +71,9 @@ class PartedFile:
         ending = len(_MAGIC) + 12
         tail = self._bytes[-ending:].tobytes()
         size = int.from_bytes(tail[:8], "little")
-        if tail[12:] != _MAGIC or size + ending > self._bytes.size:
+        if tail[12:] != _MAGIC:
             raise self._damaged()
-        trailer = self._bytes[self._bytes.size - ending - size : self._bytes.size - ending].tobytes()
+        trailer = self._bytes[max(0, self._bytes.size - ending - size) : self._bytes.size - ending].tobytes()
         self.crc = zlib.crc32(trailer)
         """Of the trailer, and so of all that the file holds."""
         if self.crc != int.from_bytes(tail[8:12], "little"):

@@ -22,12 +22,12 @@ from fox.data.duplicates.shingles import SHINGLE_WORDS, shingles_in, words_in
 from fox.errors import Failure
 from fox.recipe.schema import Duplicates
 
-PARTS = 4096
-"""The most buckets that there can be: at BUCKET_BYTES each, for some 1.5 x 10^9 documents."""
+PARTS = 8192
+"""The most buckets that there can be: at BUCKET_BYTES each, for some 1.6 x 10^9 documents."""
 
-BUCKET_BYTES = 128 * 2**20
-"""Of a bucket's rows. A worker needs four times as much to sort them: 512 MiB, whatever the size of the corpus. Only one and the same
-text or line in millions of documents can't be divided: its rows, of 16 to 20 bytes, are in one bucket."""
+BUCKET_BYTES = 64 * 2**20
+"""Of a bucket's rows of one table. A worker needs up to six times as much to sort and pair them: less than 512 MiB, whatever the size of the corpus.
+Only one and the same text, or line, of millions of documents can't be divided: its rows, of 16 to 20 bytes, are in one bucket."""
 
 MIN_LINE_WORDS = 8
 """Shorter lines stay wherever they are: closing brackets, "he said", headings and rows of a table make sense where they stand. (CCNet, arXiv 1911.00359,

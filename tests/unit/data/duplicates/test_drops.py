@@ -146,6 +146,14 @@ def test_a_page_that_is_there_20000_times_takes_no_longer_than_others(drop):
     assert gone == {place: ("exact", 0) for place in range(1, 20_000)} | {place: ("near", 20_000) for place in range(20_001, 21_500)}  # fmt: skip
 
 
+def test_a_copy_within_a_longer_text_goes_from_the_very_share_on(drop):
+    words = text_of(random.Random(15), 404).split()
+    for part, share in ((304, 0.75), (303, 0.7475)):
+        tasks = [[" ".join(words), " ".join(words[:part])]]
+        assert plain_jaccard(*tasks[0]) == share
+        assert (1 in drop(tasks, PLAIN)[0].documents) == (share == 0.75)
+
+
 def test_pairs_are_at_most_two_for_each_document_and_band(sign):
     template = text_of(random.Random(7), 60)
     folder = sign([[f"{template} {number}" for number in range(400)]], PLAIN)

@@ -51,6 +51,14 @@ def test_wherever_a_file_is_cut_it_is_refused(tmp_path):
             PartedFile(path)
 
 
+def test_a_file_that_lacks_a_byte_in_its_midst_is_refused(tmp_path):
+    path = write(tmp_path / "a.parts")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:50] + whole[51:])
+    with pytest.raises(Failure, match="cut short or damaged"):
+        PartedFile(path)
+
+
 def test_whatever_byte_is_changed_is_noticed_by_who_reads_all_parts(tmp_path):
     path = write(tmp_path / "a.parts", [(3, 3, 5, 9), (0, 3, 9)])
     whole = path.read_bytes()
