@@ -23,10 +23,10 @@ from fox.errors import Failure
 from fox.recipe.schema import Duplicates
 
 PARTS = 8192
-"""The most buckets that there can be: at BUCKET_BYTES each, for some 1.6 x 10^9 documents."""
+"""The most buckets that there can be: at BUCKET_BYTES each, for some 1.2 x 10^9 documents."""
 
-BUCKET_BYTES = 64 * 2**20
-"""Of a bucket's rows of one table. A worker needs up to six times as much to sort and pair them: less than 512 MiB, whatever the size of the corpus.
+BUCKET_BYTES = 48 * 2**20
+"""Of a bucket's rows of one table. A worker needs up to nine times as much to sort and pair them: less than 512 MiB, whatever the size of the corpus.
 Only one and the same text, or line, of millions of documents can't be divided: its rows, of 16 to 20 bytes, are in one bucket."""
 
 MIN_LINE_WORDS = 8
