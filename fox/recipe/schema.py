@@ -76,6 +76,18 @@ class Executor(Section):
     """Of a Ray cluster, such as `auto`; empty starts one of this machine's cores, for as long as the step takes."""
 
 
+class Duplicates(Section):
+    """What counts as said before, over all sources; of documents that are alike the first stays. Identical ones always go."""
+
+    near: bool = True
+    """Documents go, too, that are nearly one that stays (MinHash, arXiv 2406.17557)."""
+    min_jaccard: Annotated[float, Field(ge=0.7, le=1)] = 0.75
+    """From which share of common runs of five words, of all that either has, two documents are nearly the same. It is counted, not
+    estimated; of pairs at 0.7, 0.75, 0.8 and 0.9 some 82, 94, 99 and 100 % are looked at."""
+    lines: bool = False
+    """Lines of eight words and more go that an earlier document has, too (as in CCNet, arXiv 1911.00359)."""
+
+
 class Data(Section):
     """How documents become training and held-out text. With `executor`, a source's `filter`, or `duplicates`, a corpus is made of them first."""
 
@@ -84,6 +96,8 @@ class Data(Section):
     decontaminate: list[str] = Field(default=[])
     """Files of evaluation questions (.jsonl, .json, also compressed), or globs of them: a document that has 13 words in a row of one of their
     texts, or a shorter text as a whole, is left out (arXiv 2005.14165, appendix C)."""
+    duplicates: Duplicates | None = None
+    """Documents and lines that were there before are left out; all stay where it is not given."""
     mask_personal: list[Literal["email", "ip", "card", "phone"]] = Field(default=[])
     """Personal data that give way to values kept free for examples: e-mail and IP addresses, card numbers whose check digit is right, telephone
     numbers that begin with + or are written as in North America."""
