@@ -118,7 +118,8 @@ def write_shards(
                 if document.digest in seen:
                     of_source.duplicates += 1
                     continue
-                seen.add(document.digest)
+                if not reader.is_unique:  # or the hashes of a large corpus would need more memory than there is
+                    seen.add(document.digest)
                 new.append(document)
             for document, (ids, is_learnt) in zip(new, _encode(tokenizer, new, is_chat), strict=True):
                 split = "heldout" if is_heldout(document, recipe.data.heldout_fraction) else "train"

@@ -300,7 +300,8 @@ class Recipe(Section):
     @property
     def makes_corpus(self) -> bool:
         """Whether the sources are made into a corpus before anything is learnt from them."""
-        return self.data.executor is not None or any(source.filter for source in self.source.values())
+        wanted = self.data.executor or self.data.duplicates or any(source.filter for source in self.source.values())
+        return bool(wanted)
 
 
 def without_descriptions(page: dict[str, Any]) -> dict[str, Any]:

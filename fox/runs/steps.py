@@ -231,7 +231,8 @@ def _reader(run: Run, console: Console) -> Reader:
     """Who reads the documents to learn from."""
     if (corpus := _corpus(run)) is None:
         return SourceReader(run.recipe, _questions(run.recipe, console))
-    return CorpusReader(corpus, run.needs("corpus")["facts"]["sources"])
+    is_unique = run.recipe.data.duplicates is not None
+    return CorpusReader(corpus, run.needs("corpus")["facts"]["sources"], is_unique)
 
 
 def make_data(run: Run, inventory: Inventory, console: Console) -> Facts:

@@ -22,22 +22,34 @@ CORPUS = Path("runs/micro/corpus")
 READING = "-o", "data.mask_personal=['email']", "-o", "data.unlicensed='keep'"
 
 
+ONCE = "-o", "data.duplicates.lines=true"
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four files of a few thousand stories with addresses in them, and a few chats: five tasks."""
     folder = tmp_path_factory.mktemp("sources")
     draw = random.Random(1)
+    said: dict[int, str] = {}
     words = [bytes(draw.choices(b"abcdefghijklmnop", k=draw.randint(2, 9))).decode() for _ in range(900)]
     for number in range(4):
         with (folder / f"{number}.jsonl").open("w") as file:
             for story in range(4000):
                 text = " ".join(draw.choices(words, k=400)) + f" to {draw.choice(words)}@{draw.choice(words)}.org."
+                if story % 1000 == 7 and number:
+                    text = (
+                        said[story] if number < 3 else f"{said[story][:-100]} otherwise"
+                    )  # said before, and nearly so
+                elif story % 1000 == 7:
+                    said[story] = text
+                elif story % 1000 == 8:
+                    text += "\n" + "the line that stands below many of these stories again"
                 row = {"text": text, "title": f"Story {story}", "url": f"https://example.org/{number}/{story}"}
                 file.write(json.dumps({**row, "license": "CC0"} if story % 2 else row) + "\n")
     with (folder / "chats.jsonl").open("w") as file:
         for _ in range(50):
-            said = [{"role": role, "content": " ".join(draw.choices(words, k=9))} for role in ("user", "assistant")]
-            file.write(json.dumps({"messages": said}) + "\n")
+            turns = [{"role": role, "content": " ".join(draw.choices(words, k=9))} for role in ("user", "assistant")]
+            file.write(json.dumps({"messages": turns}) + "\n")
     return folder
 
 
@@ -88,17 +100,34 @@ def worker_in_mid_file(process: int) -> int:
     return 0
 
 
-def test_it_is_the_same_by_one_and_by_many_and_keeps_what_is_known(world: Path) -> None:
+def test_it_is_the_same_by_one_and_by_many_and_says_nothing_twice(world: Path) -> None:
+    whole = corpus(world, *ONCE)
+    assert corpus(world, *ONCE, "-o", "data.executor.workers=1", "--redo", "corpus") == whole
+    funnel = json.loads((world / CORPUS / "funnel.json").read_bytes())["stories"]
+    dropped = {step: found["said before"]["documents"] for step, found in funnel["dropped"].items()}
+    assert dropped == {"exact duplicates": 8, "near duplicates": 4}
+    assert funnel["kept"]["documents"] == 16_000 - 12
+    line = len("\nthe line that stands below many of these stories again")
+    assert funnel["cut"] == {"repeated lines": {"said before": 15 * line}}
+    left = funnel["read"]["bytes"] - funnel["kept"]["bytes"] - 15 * line
+    assert left > sum(found["said before"]["bytes"] for found in funnel["dropped"].values())  # and masked addresses
+
+
+def test_it_keeps_what_is_known_of_a_document(world: Path) -> None:
     whole = corpus(world)
-    assert list(whole) == ["chats/00004.parquet", "files.json", "funnel.json", *(f"stories/{n:05}.parquet" for n in range(4))]
-    assert corpus(world, "-o", "data.executor.workers=1", "--redo", "corpus") == whole
+    assert list(whole) == [
+        "chats/00004.parquet",
+        "files.json",
+        "funnel.json",
+        *(f"stories/{n:05}.parquet" for n in range(4)),
+    ]
     funnel = json.loads((world / CORPUS / "funnel.json").read_bytes())["stories"]
     assert funnel["kept"]["documents"] == 16_000 and funnel["licenses"] == {"CC0": 8000, "not stated": 8000}
     from pyarrow.parquet import read_table
 
     rows = read_table(world / CORPUS / "stories/00001.parquet").to_pylist()
-    assert rows[7]["url"] == "https://example.org/1/7" and rows[7]["title"] == "Story 7"
-    assert rows[7]["place"] == "1.jsonl:8" and rows[7]["text"].endswith("to email@example.com.")
+    assert rows[9]["url"] == "https://example.org/1/9" and rows[9]["title"] == "Story 9"
+    assert rows[9]["place"] == "1.jsonl:10" and rows[9]["text"].endswith("to email@example.com.")
 
 
 def test_a_worker_killed_in_mid_file_is_made_good(world: Path) -> None:
@@ -192,8 +221,8 @@ def test_what_was_made_is_verified_and_a_document_is_found(world: Path) -> None:
 @pytest.mark.slow
 def test_ray_makes_the_same_also_when_a_worker_is_killed_in_mid_file(world: Path) -> None:
     pytest.importorskip("ray")
-    kill_a_worker(world, "-o", "data.executor.kind='ray'")
-    assert made(world) == corpus(world, "--redo", "corpus")
+    kill_a_worker(world, *ONCE, "-o", "data.executor.kind='ray'")
+    assert made(world) == corpus(world, *ONCE, "--redo", "corpus")
 
 
 SBATCH = """#!/bin/sh

@@ -6,21 +6,27 @@ whole pipeline goes to another process in one piece. `stats/` in the executor's 
 
 from __future__ import annotations
 
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datatrove.pipeline.base import PipelineStep
 
 from fox.artifacts import write_json
 from fox.data.corpus.funnel import Funnel
-from fox.data.corpus.store import CorpusWriter
+from fox.data.corpus.store import CorpusWriter, read_documents
 from fox.data.corpus.tasks import Task, read_task
 from fox.data.decontaminate import Questions
 from fox.data.document import Document
+from fox.data.duplicates.drops import Drop, Drops
+from fox.data.duplicates.signatures import signature_writer
 from fox.data.filters.judge import Judge
 from fox.data.personal import mask_document
 from fox.data.quarantine import Tally
@@ -28,6 +34,8 @@ from fox.data.sources import read_files
 from fox.recipe import Recipe
 
 Documents = Iterator[Document]
+PathOf = Callable[[str, int], Path]
+"""Where a source's task of that number keeps its documents."""
 
 PROGRESS_EVERY_S = 1.0
 
@@ -173,23 +181,90 @@ class Decontaminate(Block):
 
 
 class Write(PipelineStep):
-    """The end of a task: its documents in a file, and then its counts."""
+    """The end of a task: its documents in a file, with what tells duplicates where these are looked for, and then its counts."""
 
     name, type = "write", "Fox"
 
-    def __init__(self, ledger: Ledger, path_of: Callable[[str, int], Path]) -> None:
+    def __init__(self, ledger: Ledger, path_of: PathOf, signatures: Path | None = None) -> None:
         super().__init__()
-        self.ledger, self._path_of = ledger, path_of
+        self.ledger, self._path_of, self._signatures = ledger, path_of, signatures
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> None:
-        first = next(data, None)  # the reader before us has begun the task by now
+        document = next(data, None)  # the reader before us has begun the task by now
         name = self.ledger.task.source
         is_chat = self.ledger.recipe.source[name].kind == "chat"
-        with CorpusWriter(self._path_of(name, rank), name, is_chat) as writer:
-            document = first
+        with CorpusWriter(self._path_of(name, rank), name, is_chat) as writer, self._signing(rank) as sign:
             while document is not None:
                 with self.track_time():
                     writer.write(document)
+                    sign(document.content)
                     self.ledger.funnel.keep(document)
                 document = next(data, None)
         self.ledger.finish(rank)
+
+    @contextmanager
+    def _signing(self, rank: int) -> Iterator[Callable[[str], None]]:
+        settings = self.ledger.recipe.data.duplicates
+        if self._signatures is None or settings is None:
+            yield lambda text: None
+            return
+        with signature_writer(self._signatures, rank, settings) as signatures:
+            yield signatures.add
+
+
+class ReadAgain(Block):
+    """The documents that the first round has kept of a task, without those that were there before, and without such lines."""
+
+    name = "without duplicates"
+
+    def __init__(self, ledger: Ledger, path_of: PathOf, before: Path, duplicates: Path) -> None:
+        """`before` has the first round's counts, `duplicates` what was found between all tasks."""
+        super().__init__(ledger)
+        self._path_of, self._before, self._duplicates = path_of, before, duplicates
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Documents:
+        task = self.ledger.begin(rank)
+        counted = json.loads((self._before / f"{rank:05}.json").read_bytes())
+        self.ledger.tally.add(counted["reading"])
+        self.ledger.funnel = Funnel.before_the_last_step(counted["funnel"])
+        settings = self.ledger.recipe.data.duplicates
+        assert settings
+        drops = Drops.load(self._duplicates, rank, settings)
+        path = self._path_of(task.source, rank)
+        for index, document in enumerate(read_documents(path) if path.exists() else ()):
+            self.stat_update("documents")
+            with self.track_time():
+                kept = self._without(document, drops.documents.get(index), drops.lines(index))
+            if kept is not None:
+                yield kept
+
+    def _without(self, document: Document, drop: Drop | None, lines: np.ndarray) -> Document | None:
+        if drop:
+            self.ledger.funnel.drop(document, f"{drop.reason} duplicates", "said before")
+            return None
+        if document.text is None or not lines.size:
+            return document
+        gone = set(lines.tolist())
+        kept = [line for number, line in enumerate(document.text.split("\n")) if number not in gone]
+        text = "\n".join(kept)
+        if not text.strip():
+            self.ledger.funnel.drop(document, "repeated lines", "nothing else in it")
+            return None
+        cut = document.num_bytes - len(text.encode())
+        self.ledger.funnel.cut_from("repeated lines", Counter({"said before": cut}))
+        return replace(document, text=text)
+
+
+class Each(PipelineStep):
+    """A function for each task, which is called with its number."""
+
+    type = "Fox"
+
+    def __init__(self, name: str, function: Callable[[int], None]) -> None:
+        self.name = name
+        super().__init__()
+        self._function = function
+
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        with self.track_time():
+            self._function(rank)

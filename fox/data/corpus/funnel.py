@@ -25,8 +25,8 @@ STEPS = {
     "fineweb": "FineWeb's rules",
     "evaluation": "no text of an evaluation",
     "exact duplicates": "not seen before",
-    "repeated lines": "lines that were not seen before",
     "near duplicates": "nothing much like it was seen before",
+    "repeated lines": "lines that were not seen before",
 }
 """What a document has to pass, in this order."""
 
@@ -60,6 +60,13 @@ class Funnel:
     """Bytes that a step took from documents which it kept, by reason."""
     licenses: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
+
+    @classmethod
+    def before_the_last_step(cls, part: dict[str, Any]) -> Funnel:
+        """What a task had counted (`as_dict`) of documents of which none is kept for sure yet."""
+        funnel = cls()
+        funnel.add({**part, "kept": vars(Count()), "licenses": {}, "languages": {}})
+        return funnel
 
     def drop(self, document: Document, step: str, reason: str) -> None:
         """Count a document that goes no further."""

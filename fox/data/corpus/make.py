@@ -63,12 +63,22 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
     if questions:
         questions.save(work / "questions")
         blocks.append(Decontaminate(ledger, work / "questions"))
-    reading = Round(
-        "read", [*blocks, Write(ledger, partial(document_path, folder))], _labels(tasks), work / "executor/read"
-    )
     settings = recipe.data.executor or Executor()
+    labels = _labels(tasks)
+    whole = partial(document_path, folder)
+    looks = recipe.data.duplicates is not None
+    first = partial(document_path, work / "documents") if looks else whole
+    write = Write(ledger, first, work / "signatures" if looks else None)
     with meter("corpus", sum(task.num_bytes for task in tasks), "bytes", console=console) as shown:
-        do_round(settings, reading, partial(_show, shown, tasks, counts))
+        do_round(
+            settings,
+            Round("read", [*blocks, write], labels, work / "executor/read"),
+            partial(_show, shown, tasks, counts),
+        )
+    if recipe.data.duplicates:
+        from fox.data.corpus.duplicates import drop_duplicates
+
+        counts = drop_duplicates(recipe, ledger, first, whole, labels, settings, work, console)
     facts = _facts(recipe, tallies, counts, len(tasks), folder)
     shutil.rmtree(work)
     return facts
