@@ -4,7 +4,7 @@ Candidates that hang together by pairs, directly or by others, are a component; 
 need no others. Then each task writes the shingles of its candidates, part by part, and near.py reads its part of all tasks' files.
 
 For 10^9 documents of 1,000 shingles, half of them candidates: `plan_verification` is the one step that is not divided, and holds the pairs, of which
-there are some 10^9 (16 bytes each, three times over while they are sorted: 50 GB). Shingles are 4 bytes each: 2 TB, written once and read once.
+there are some 10^9 (16 bytes each, up to six times over while they are merged: 100 GB). Shingles are 4 bytes each: 2 TB, written once and read once.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def plan_verification(folder: Path, settings: Duplicates) -> None:
     signatures, buckets = signature_files(folder, settings), bucket_files(folder)
     if buckets[0].about["made_from"] != content_of(signatures):
         raise Failure(f"{buckets[0].path}: was made from other signatures. Find the duplicates of all buckets again.")
-    found = [rows for bucket in buckets for rows in bucket.read("pairs", PAIR, 0, 1)]
-    pairs = unique_pairs(np.concatenate(found)) if found else np.empty(0, dtype=PAIR)
+    pairs = _all_pairs(buckets)
     documents = np.unique(np.concatenate((pairs["earlier"], pairs["later"])))
     earlier, later = (np.searchsorted(documents, pairs[name]) for name in ("earlier", "later"))
     part = _parts(_components(earlier, later, documents.size))
@@ -56,6 +55,17 @@ def plan_verification(folder: Path, settings: Duplicates) -> None:
         candidates = np.empty(documents.size, dtype=CANDIDATE)
         candidates["index"], candidates["part"] = documents & np.uint64(0xFFFFFFFF), part
         file.add("candidates", candidates, (documents >> np.uint64(32)).astype(np.uint32), len(signatures))
+
+
+def _all_pairs(buckets: list[PartedFile]) -> np.ndarray:
+    """Each pair once, though it may be in many buckets: they are merged whenever as many have come as there are."""
+    pairs = np.empty(0, dtype=PAIR)
+    come: list[np.ndarray] = []
+    for bucket in buckets:
+        come += bucket.read("pairs", PAIR, 0, 1)
+        if sum(rows.size for rows in come) > pairs.size:
+            pairs, come = unique_pairs(np.concatenate((pairs, *come))), []
+    return unique_pairs(np.concatenate((pairs, *come)))
 
 
 def plan_of(folder: Path) -> PartedFile:

@@ -43,7 +43,11 @@ class Drops:
         return cls(documents, np.sort(np.concatenate(lines or [np.empty(0, dtype=DROPPED_LINE)])))
 
     def lines(self, index: int) -> np.ndarray:
-        """The lines (as `text.split("\\n")` has them, from 0, rising) of a document that go; none where all of it goes."""
+        """The lines (as `text.split("\\n")` has them, from 0, rising) of a document that go; none where all of it goes.
+
+        A line stays in the first document that has it. Where that goes as nearly the same as another, the line may be lost with it: what they have in
+        common are most of their words.
+        """
         if index in self.documents:
             return np.empty(0, dtype=np.uint32)
         first, end = np.searchsorted(self._lines["index"], [index, index + 1])

@@ -13,8 +13,8 @@ import numpy as np
 from fox.data.decontaminate import grams_of, words_of
 
 SHINGLE_WORDS = 5
-"""As in Gopher (arXiv 2112.11446, appendix A.1.3: 13-grams there) and FineWeb (arXiv 2406.17557, section 3.4: 5-grams). Fewer words are shared by
-chance; more tell a text from its own copy where every tenth word is changed."""
+"""As in FineWeb (arXiv 2406.17557; Gopher, arXiv 2112.11446, has 13). Fewer words are shared by chance; more tell a text from its own copy in which
+every tenth word is changed."""
 
 PART_CHARACTERS = 2**20
 """So much of a text is split into words at a time: a list of all words of a long one would take some twenty times its size. A word may be cut

@@ -31,7 +31,7 @@ Only one and the same text, or line, of millions of documents can't be divided: 
 
 MIN_LINE_WORDS = 8
 """Shorter lines stay wherever they are: closing brackets, "he said", headings and rows of a table make sense where they stand. (CCNet, arXiv 1911.00359,
-section 3.1, takes every line; C4, arXiv 1910.10683, section 2.2, three sentences in a row.)"""
+takes every line; C4, arXiv 1910.10683, section 2.2, three sentences in a row.)"""
 
 _LONG_LINE = re.compile(rf"[^\n]{{{MIN_LINE_WORDS},}}")  # no list of lines, of which a text may have millions
 

@@ -127,6 +127,12 @@ def test_none_goes_for_one_that_goes_itself(drop):
     assert whole(drop([chain], PLAIN), [6]) == {1: ("near", 0), 3: ("near", 2), 5: ("near", 4)}
 
 
+def test_one_who_is_like_two_goes_for_the_first(drop):
+    words = text_of(random.Random(4), 2000).split()
+    texts = [" ".join(words[start : start + 1000]) for start in (0, 200, 100)]
+    assert whole(drop([texts], PLAIN), [3]) == {2: ("near", 0)}
+
+
 def test_one_who_met_only_a_copy_goes_for_the_one_that_stays(drop, monkeypatch):
     texts = [text_of(random.Random(5), 300)]
     for step in range(30):
