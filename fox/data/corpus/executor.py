@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 from datatrove.executor.base import PipelineExecutor
 from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
+from datatrove.utils.stats import Stats
 from loguru import logger
 
 from fox.artifacts import write_atomically
@@ -83,59 +84,91 @@ class _Tasks(PipelineExecutor):
     def do(self, on_look: OnLook) -> None:
         raise NotImplementedError
 
+    def do_one(self, rank: int) -> str:
+        """Do a task in this process; what went wrong, or nothing. Its log has the whole of it."""
+        for step in self.pipeline:
+            step.stats = Stats(str(step))
+        with open(os.devnull, "w", encoding="utf-8") as nothing:  # noqa: PTH123  # what datatrove says there is in the log, too
+            stderr, sys.stderr = sys.stderr, nothing
+            try:
+                self._run_for_rank(rank, local_rank=1)
+            except Exception as error:
+                return _told(error)
+            finally:
+                sys.stderr = stderr
+        return ""
+
     def done(self) -> set[int]:
         return set(range(self.world_size)) - set(self.get_incomplete_ranks())
 
 
 class _LocalProcesses(_Tasks):
-    """A process for each task, as many at a time as there are cores."""
+    """Processes of this machine, as many as there are cores, each of which does one task after another."""
 
     def do(self, on_look: OnLook) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["fox.data.corpus.blocks", "pyarrow.parquet"])
-        most = self.settings.workers or len(os.sched_getaffinity(0))
         waiting, lost = deque(self.get_incomplete_ranks()), Counter[int]()
         done = set(range(self.world_size)) - set(waiting)
-        running: dict[Any, tuple[int, BaseProcess, Connection]] = {}  # by what tells that the process has ended
+        most = min(self.settings.workers or len(os.sched_getaffinity(0)), len(waiting))
+        idle: list[_Worker] = []
+        at_work: dict[Connection, tuple[int, _Worker]] = {}
         try:
-            while waiting or running:
-                while waiting and len(running) < most:
+            while waiting or at_work:
+                while waiting and len(at_work) < most:
+                    worker = idle.pop() if idle else _Worker(self)
                     rank = waiting.popleft()
-                    ours, theirs = context.Pipe(duplex=False)
-                    process: BaseProcess = context.Process(target=_do_one, args=(self, rank, theirs), daemon=False)
-                    process.start()
-                    theirs.close()
-                    running[process.sentinel] = rank, process, ours
-                for sentinel in wait(list(running), timeout=LOOK_EVERY_S):
-                    rank, process, told = running.pop(sentinel)
-                    process.join()
-                    if process.exitcode == 0:
-                        done.add(rank)
-                    elif reason := _received(told):
-                        raise Failure(_lost(self.work, rank, reason))
-                    else:
+                    worker.pipe.send(rank)
+                    at_work[worker.pipe] = rank, worker
+                for pipe in wait(list(at_work), timeout=LOOK_EVERY_S):
+                    assert isinstance(pipe, Connection)
+                    rank, worker = at_work.pop(pipe)
+                    try:
+                        reason = pipe.recv()
+                    except (EOFError, ConnectionResetError):
                         lost[rank] += 1
                         if lost[rank] == ATTEMPTS:
-                            raise Failure(_lost(self.work, rank, f"lost its process {ATTEMPTS} times, {_how(process)}"))
+                            how = f"lost its process {ATTEMPTS} times, {worker.how_it_ended()}"
+                            raise Failure(_lost(self.work, rank, how)) from None
                         waiting.appendleft(rank)
+                        continue
+                    if reason:
+                        raise Failure(_lost(self.work, rank, reason))
+                    done.add(rank)
+                    idle.append(worker)
                 on_look(done)
         finally:
-            for _, process, _ in running.values():
-                process.kill()
-                process.join()
+            for worker in [*idle, *(worker for _, worker in at_work.values())]:
+                worker.end()
 
 
-def _do_one(executor: _Tasks, rank: int, report: Connection) -> None:
-    """What a task's process does."""
+class _Worker:
+    """A process that does the tasks whose numbers it is sent, and answers each with what went wrong, or nothing."""
+
+    def __init__(self, executor: _Tasks) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["fox.data.corpus.duplicates", "pyarrow.parquet"])
+        self.pipe, theirs = context.Pipe()
+        self._process: BaseProcess = context.Process(target=_do_tasks, args=(executor, theirs))
+        self._process.start()
+        theirs.close()
+
+    def how_it_ended(self) -> str:
+        self._process.join()
+        code = self._process.exitcode or 0
+        out_of_memory = " (out of memory?)" if code == -signal.SIGKILL else ""
+        return f"by {signal.Signals(-code).name}{out_of_memory}" if code < 0 else f"with exit code {code}"
+
+    def end(self) -> None:
+        self.pipe.close()
+        self._process.kill()
+        self._process.join()
+
+
+def _do_tasks(executor: _Tasks, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with open(os.devnull, "w", encoding="utf-8") as nothing:  # noqa: PTH123  # its log is in a file, and what went wrong is told once
-        sys.stderr = nothing
-        try:
-            executor._run_for_rank(rank, local_rank=1)
-        except Exception as error:
-            report.send(_told(error))
-            sys.exit(1)
+    while True:
+        rank = pipe.recv()
+        pipe.send(executor.do_one(rank))
 
 
 def _end_with_parent() -> None:
@@ -143,19 +176,6 @@ def _end_with_parent() -> None:
     assert parent
     wait([parent.sentinel])
     os._exit(1)
-
-
-def _received(told: Connection) -> str:
-    try:
-        return told.recv() if told.poll() else ""
-    except EOFError:
-        return ""
-
-
-def _how(process: BaseProcess) -> str:
-    code = process.exitcode or 0
-    out_of_memory = " (out of memory?)" if code == -signal.SIGKILL else ""
-    return f"by {signal.Signals(-code).name}{out_of_memory}" if code < 0 else f"with exit code {code}"
 
 
 class _RayTasks(_Tasks):
@@ -203,16 +223,7 @@ class _RayTasks(_Tasks):
 
 
 def _do_for_ray(executor: _Tasks, rank: int) -> str:
-    """What went wrong; empty where nothing did."""
-    with open(os.devnull, "w", encoding="utf-8") as nothing:  # noqa: PTH123
-        stderr, sys.stderr = sys.stderr, nothing
-        try:
-            executor._run_for_rank(rank, local_rank=1)
-        except Exception as error:
-            return _told(error)
-        finally:
-            sys.stderr = stderr
-    return ""
+    return executor.do_one(rank)
 
 
 class _SlurmJobs(_Tasks):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,8 +56,8 @@ class Judge:
         self._blocked = BlockedUrls(lists["blocked_urls"].entries(blocked_url)) if settings.blocked_urls else None
         self._bad_words = BadWords(lists["bad_words"].entries(bad_word)) if settings.bad_words else None
 
-    def __reduce__(self) -> tuple[Callable[[str, Filter], Judge], tuple[str, Filter]]:
-        return judge_of, (self._name, self._settings)
+    def __reduce__(self) -> tuple[Callable[[str, str], Judge], tuple[str, str]]:
+        return _copy_of, (self._name, self._settings.model_dump_json())
 
     def judge(self, text: str, url: str = "") -> Verdict:
         """The verdict on a document, by its plain text (lines end in \\n) and its address."""
@@ -100,6 +101,12 @@ class Judge:
 def judge_of(name: str, settings: Filter) -> Judge:
     """The judge of the source of that name (`source.NAME.filter`). Raises UserError."""
     return Judge(name, settings)
+
+
+@lru_cache(maxsize=32)
+def _copy_of(name: str, settings: str) -> Judge:
+    """One for all tasks that a process is sent: its lists may take seconds to read."""
+    return Judge(name, Filter.model_validate_json(settings))
 
 
 def filter_files(name: str, settings: Filter) -> list[Path]:
