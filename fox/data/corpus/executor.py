@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -166,9 +167,9 @@ class _Worker:
 def _do_tasks(executor: _Tasks, pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started us ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    while True:
-        rank = pipe.recv()
-        pipe.send(executor.do_one(rank))
+    with suppress(EOFError, BrokenPipeError):  # there is no more to do
+        while True:
+            pipe.send(executor.do_one(pipe.recv()))
 
 
 def _end_with_parent() -> None:
