@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fox.errors import Failure
 
@@ -32,14 +32,20 @@ _LOOKS, _LOOK_S = (
 
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Put `content` at `path`, whole or not at all. Raises Failure where the disk is full or can't be written."""
+    with written_atomically(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def written_atomically(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write, which is at `path` only when the block ends well. Raises Failure where the disk is full or can't be written."""
     partial = path.with_name(f"{PARTIAL}{path.name}")
-    raw = content.encode() if isinstance(content, str) else content
     with disk_failures(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             _remove(partial)  # a link, too: we never write through one
             with partial.open("xb") as file:
-                file.write(raw)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)

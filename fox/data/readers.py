@@ -18,9 +18,6 @@ from fox.recipe import Recipe
 class Reader(Protocol):
     """Reads a source's documents, always the same ones in the same order."""
 
-    is_unique: bool
-    """Whether no document comes twice, in all sources."""
-
     def read(self, name: str) -> Iterator[Document]: ...
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -30,8 +27,6 @@ class Reader(Protocol):
 
 class SourceReader:
     """The sources themselves, without the personal data that the recipe names, and without documents that hold one of the `questions`."""
-
-    is_unique = False
 
     def __init__(self, recipe: Recipe, questions: Questions | None = None) -> None:
         self._recipe, self._questions = recipe, questions
@@ -56,8 +51,8 @@ class SourceReader:
 class CorpusReader:
     """A corpus, from which all that is gone already."""
 
-    def __init__(self, folder: Path, facts: Mapping[str, dict[str, Any]], is_unique: bool) -> None:
-        self._folder, self._facts, self.is_unique = folder, facts, is_unique
+    def __init__(self, folder: Path, facts: Mapping[str, dict[str, Any]]) -> None:
+        self._folder, self._facts = folder, facts
 
     def read(self, name: str) -> Iterator[Document]:
         for path in files_of_corpus(self._folder, name):

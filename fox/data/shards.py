@@ -5,8 +5,8 @@ Both decisions depend on a document's content alone, so they do not change when 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,15 @@ def _lowest(texts: dict[bytes, str], most: int) -> tuple[dict[bytes, str], int]:
 
 
 @dataclass
-class _Count:
+class Count:
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
+
+    def add(self, documents: int, tokens: int, size: int) -> None:
+        self.documents += documents
+        self.tokens += tokens
+        self.bytes += size
 
 
 @dataclass
@@ -79,8 +84,8 @@ class SourceFacts:
     reading: dict[str, Any] = field(default_factory=dict)
     contaminated: dict[str, Any] = field(default_factory=dict)
     duplicates: int = 0
-    train: _Count = field(default_factory=_Count)
-    heldout: _Count = field(default_factory=_Count)
+    train: Count = field(default_factory=Count)
+    heldout: Count = field(default_factory=Count)
 
     def as_dict(self) -> dict[str, Any]:
         tokens, size = self.train.tokens + self.heldout.tokens, self.train.bytes + self.heldout.bytes
@@ -96,6 +101,32 @@ class SourceFacts:
         }
 
 
+class SourceWriter:
+    """Writes a source's documents, or some of them, into `NAME.train.ds` and `NAME.heldout.ds`, and counts them in `facts`."""
+
+    def __init__(self, folder: Path, name: str, recipe: Recipe, tokenizer: Tokenizer) -> None:
+        self.facts = SourceFacts()
+        self._tokenizer, self._heldout_fraction = tokenizer, recipe.data.heldout_fraction
+        self._is_chat = recipe.source[name].kind == "chat"
+        self._writers = {
+            split: ShardWriter(shard_path(folder, name, split), tokenizer.vocab_size, self._is_chat, with_digests=True)
+            for split in SPLITS
+        }
+
+    def write(self, documents: list[Document]) -> None:
+        for document, (ids, is_learnt) in zip(
+            documents, _encode(self._tokenizer, documents, self._is_chat), strict=True
+        ):
+            split = "heldout" if is_heldout(document, self._heldout_fraction) else "train"
+            self._writers[split].write(ids, is_learnt, document.digest)
+            count = self.facts.heldout if split == "heldout" else self.facts.train
+            count.add(1, len(ids), document.num_bytes)
+
+    def close(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+
 def write_shards(
     recipe: Recipe, tokenizer: Tokenizer, reader: Reader, folder: Path, meter: Meter
 ) -> dict[str, SourceFacts]:
@@ -105,50 +136,50 @@ def write_shards(
     """
     facts: dict[str, SourceFacts] = {}
     seen: set[bytes] = set()
-    for name, source in recipe.source.items():
-        of_source = SourceFacts()
-        is_chat = source.kind == "chat"
-        writers = {
-            s: ShardWriter(shard_path(folder, name, s), tokenizer.vocab_size, is_chat, with_digests=True)
-            for s in SPLITS
-        }
-        for batch in _batches(reader.read(name)):
+    for name in recipe.source:
+        writer = SourceWriter(folder, name, recipe, tokenizer)
+        for batch in batches(reader.read(name)):
             new = []
             for document in batch:
                 if document.digest in seen:
-                    of_source.duplicates += 1
+                    writer.facts.duplicates += 1
                     continue
-                if not reader.is_unique:  # or the hashes of a large corpus would need more memory than there is
-                    seen.add(document.digest)
+                seen.add(document.digest)
                 new.append(document)
-            for document, (ids, is_learnt) in zip(new, _encode(tokenizer, new, is_chat), strict=True):
-                split = "heldout" if is_heldout(document, recipe.data.heldout_fraction) else "train"
-                writers[split].write(ids, is_learnt, document.digest)
-                count = of_source.heldout if split == "heldout" else of_source.train
-                count.documents += 1
-                count.tokens += len(ids)
-                count.bytes += document.num_bytes
+            writer.write(new)
             meter.advance(sum(document.num_bytes for document in batch), note=name)
-        for writer in writers.values():
-            writer.close()
-        read = reader.facts(name)
-        of_source.reading, of_source.contaminated = read["reading"], read["contaminated"]
-        if not of_source.train.documents:
-            raise UserError(
-                f"source.{name}.path",
-                source.path,
-                problem="holds no document to train on",
-                mend="Add documents, or leave the source out.",
-            )
-        facts[name] = of_source
-    if not any(of_source.heldout.documents for of_source in facts.values()):
+        writer.close()
+        facts[name] = with_reading(writer.facts, reader.facts(name))
+        check_trainable(recipe, name, facts[name])
+    check_heldout(recipe, facts.values())
+    return facts
+
+
+def with_reading(facts: SourceFacts, read: dict[str, Any]) -> SourceFacts:
+    """With what was found when its documents were read."""
+    return replace(facts, reading=read["reading"], contaminated=read["contaminated"])
+
+
+def check_trainable(recipe: Recipe, name: str, facts: SourceFacts) -> None:
+    """Raise UserError where a source has nothing to train on."""
+    if not facts.train.documents:
+        raise UserError(
+            f"source.{name}.path",
+            recipe.source[name].path,
+            problem="holds no document to train on",
+            mend="Add documents, or leave the source out.",
+        )
+
+
+def check_heldout(recipe: Recipe, facts: Iterable[SourceFacts]) -> None:
+    """Raise UserError where all sources together hold nothing out."""
+    if not any(of_source.heldout.documents for of_source in facts):
         raise UserError(
             "data.heldout_fraction",
             recipe.data.heldout_fraction,
             problem="holds out no document at all, so nothing could be measured",
             mend="Raise it, or add documents (a long file can be cut into several).",
         )
-    return facts
 
 
 def shard_path(folder: Path, source: str, split: str) -> Path:
@@ -168,7 +199,8 @@ def _encode(
             yield np.array(whole, dtype=np.int64), None
 
 
-def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
+def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in groups of some megabytes."""
     batch: list[Document] = []
     size = 0
     for document in documents:

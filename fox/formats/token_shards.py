@@ -7,12 +7,14 @@ tokens from the start of the shard. `NAME.ds.loss`, where there is one, has a by
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from fox.artifacts import written_atomically
 from fox.errors import Failure
 
 Tokens = npt.NDArray[np.integer]
@@ -64,6 +66,28 @@ class ShardWriter:
         if self._loss is not None:
             self._loss.close()
         self._path.with_name(f"{self._path.name}.index").write_bytes(np.array(self._ends, dtype="<u8").tobytes())
+
+
+def join_shards(parts: Sequence[Path], path: Path) -> None:
+    """Put shards of the same kind together into one, whole or not at all. A part that is not there has no documents."""
+    parts = [part for part in parts if part.exists()]
+    for ending in ("", ".loss", ".documents"):
+        if ending and not (parts and all(_beside(part, ending).exists() for part in parts)):
+            continue
+        with written_atomically(_beside(path, ending)) as whole:
+            for part in parts:
+                with _beside(part, ending).open("rb") as file:
+                    shutil.copyfileobj(file, whole, 2**24)
+    with written_atomically(_beside(path, ".index")) as whole:
+        before = 0
+        for part in parts:
+            ends = np.fromfile(_beside(part, ".index"), dtype="<u8")
+            whole.write((ends + np.uint64(before)).tobytes())
+            before += int(ends[-1]) if ends.size else 0
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(f"{path.name}{ending}")
 
 
 class Shard:

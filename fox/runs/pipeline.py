@@ -136,7 +136,9 @@ def _parts(run: Run, step: str, console: Console) -> _Step:
             )
         if step == "tokenizer":
             return lambda: steps.tokenizer_inputs(run, inventory), lambda _: steps.make_tokenizer(run, console)
-        return lambda: steps.data_inputs(run, inventory), lambda _: steps.make_data(run, inventory, console)
+        return lambda: steps.data_inputs(run, inventory), lambda inputs: steps.make_data(
+            run, inputs, inventory, console
+        )
     table: dict[str, _Step] = {
         "pretrain": (lambda: steps.pretrain_inputs(run), lambda inputs: steps.make_pretrain(run, inputs, console)),
         "tune": (lambda: steps.tune_inputs(run), lambda inputs: steps.make_tune(run, inputs, console)),

@@ -231,17 +231,23 @@ def _reader(run: Run, console: Console) -> Reader:
     """Who reads the documents to learn from."""
     if (corpus := _corpus(run)) is None:
         return SourceReader(run.recipe, _questions(run.recipe, console))
-    is_unique = run.recipe.data.duplicates is not None
-    return CorpusReader(corpus, run.needs("corpus")["facts"]["sources"], is_unique)
+    return CorpusReader(corpus, run.needs("corpus")["facts"]["sources"])
 
 
-def make_data(run: Run, inventory: Inventory, console: Console) -> Facts:
-    """Read, de-duplicate, split and tokenize every source."""
-    tokenizer = Tokenizer.load(run.folder / "tokenizer")
-    reader = _reader(run, console)
-    with folder_made_whole(run.folder / "data") as partial, meter("data", None, "bytes", console=console) as shown:
-        facts = write_shards(run.recipe, tokenizer, reader, partial, shown)
-        if inventory:
+def make_data(run: Run, inputs: Inputs, inventory: Inventory, console: Console) -> Facts:
+    """Read, split and tokenize every source, without copies: a corpus by many processes, the sources themselves by this one."""
+    folder = run.folder / STEPS["data"][0]
+    if (corpus := _corpus(run)) is not None:
+        from fox.data.corpus.make import WORK
+        from fox.data.corpus.tokenize import tokenize_corpus
+
+        run.check_begun("data", folder / WORK / "inputs.json", inputs)
+        read = run.needs("corpus")["facts"]["sources"]
+        facts = tokenize_corpus(run.recipe, run.folder / "tokenizer", corpus, read, folder, console)
+    else:
+        tokenizer, reader = Tokenizer.load(run.folder / "tokenizer"), _reader(run, console)
+        with folder_made_whole(folder) as partial, meter("data", None, "bytes", console=console) as shown:
+            facts = write_shards(run.recipe, tokenizer, reader, partial, shown)
             write_json(partial / FILES, contents(inventory))
     return {"sources": {name: of_source.as_dict() for name, of_source in facts.items()}, "versions": _versions()}
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+
 from fox.data.document import About, Document
 from fox.errors import Failure
 
@@ -89,6 +91,18 @@ def read_documents(path: Path) -> Iterator[Document]:
             about=About(*(row[name] for name in About._fields)),
             language_score=row["language_score"],
         )
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """The ids of a file's documents, as 16 bytes each."""
+    import pyarrow
+    from pyarrow.parquet import read_table
+
+    try:
+        ids = read_table(path, columns=["id"], use_threads=False)["id"].to_pylist()
+        return np.array([bytes.fromhex(identity) for identity in ids], dtype="V16")
+    except (pyarrow.ArrowException, ValueError) as error:
+        raise Failure(f"{path}: is damaged ({error}). Make the corpus again: --redo corpus.") from None
 
 
 def read_texts(path: Path) -> Iterator[str]:
