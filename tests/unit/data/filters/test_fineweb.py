@@ -32,6 +32,13 @@ def test_each_threshold(text, reason):
     assert fault(Page(text)) == reason
 
 
+def test_a_short_line_to_the_last_character():
+    long = "\n".join(f"{LONG} {number} so it is." for number in range(30))
+    short = "\n".join(f"{number:02} is thirty characters lon." for number in range(70))
+    assert fault(Page(f"{short}\n{long}")) == "short lines"
+    assert fault(Page(f"{short.replace('lon.', 'long.')}\n{long}")) == ""
+
+
 def test_characters_of_repeated_lines_to_the_last():
     kept = f"ab.\n{'x ' * 146}x.\nab."  # 3 of 300 characters
     assert fault(Page(kept)) == ""

@@ -27,7 +27,7 @@ RULES = ["fineweb", "c4", "repetition", "gopher"]
 @pytest.fixture
 def judge(tmp_path) -> Judge:
     (tmp_path / "words").write_text("Darn\nvery bad\n")
-    (tmp_path / "urls").write_text("example.com\nexample.org/ads\n")
+    (tmp_path / "urls").write_text("example.com\nexample.org/ads\n" + "".join(f"h{n}.example\n" for n in range(1000)))
     return judge_of(
         "web",
         Filter(
@@ -134,6 +134,14 @@ def test_the_files_of_a_filter(tmp_path):
     with pytest.raises(UserError, match="does not exist") as error:
         filter_files("web", Filter(blocked_urls=[str(tmp_path / "c")]))
     assert error.value.problems[0].key == "source.web.filter.blocked_urls"
+
+
+def test_of_a_very_long_text_the_rules_see_the_beginning(monkeypatch):
+    monkeypatch.setattr("fox.data.filters.page.LONGEST_PAGE", len(GOOD))
+    judge = judge_of("web", Filter(rules=["gopher", "repetition", "fineweb"]))
+    text = f"{GOOD}\n{GOOD}"
+    assert judge.judge(text)[:1] + judge.judge(text)[3:] == (text, "", "", {})
+    assert judge_of("web", Filter(rules=["c4"])).judge(text).text == text
 
 
 MILLION = 10**6
