@@ -8,7 +8,6 @@ import numpy as np
 
 from fox.data.filters.words import COUNTS, kinds_of, words_of
 
-
 LONGEST_PAGE = 8 * 2**20
 """In characters. The Bible has half as many; of a longer text the rules see the beginning, so that no text takes more than some 400 MB to judge."""
 
