@@ -88,11 +88,11 @@ class Judge:
         if "repetition" in self._rules and (reason := repetition.fault(page)):
             return text, "repetition", reason, cut
         if "c4" in self._rules:
-            text, reason, cut = c4.clean(text)
+            cleaned, reason, cut = c4.clean(text)
             if reason:
                 return text, "c4", reason, cut
-            if text != page.text:
-                page = Page(text, language)
+            if cleaned != text:
+                text, page = cleaned, Page(cleaned, language)
         if "fineweb" in self._rules and (reason := fineweb.fault(page)):
             return text, "fineweb", reason, cut
         return text, "", "", cut

@@ -8,12 +8,15 @@ import numpy as np
 
 from fox.data.filters.words import COUNTS, kinds_of, words_of
 
+LONGEST_PAGE = 8 * 2**20
+"""In characters. The Bible has half as many; of a longer text the rules see the beginning, so that no text takes more than some 400 MB to judge."""
+
 
 class Page:
     """The plain text of a document, and the language that it is taken for."""
 
     def __init__(self, text: str, language: str = "en") -> None:
-        self.text = text
+        self.text = text[:LONGEST_PAGE]
         self.language = language
 
     @cached_property

@@ -82,7 +82,9 @@ class _Runs:
         if not self._may_be_repeated or _longest_stretch(np.sort(numbers)) < 2:
             self._may_be_repeated = False  # nor is a longer run, which has shorter ones in it
             return 0
-        order = np.argsort(numbers, kind="stable")
+        order = np.argsort(
+            numbers, kind="stable"
+        )  # of the same runs the first one stays the first, and is not there again
         ordered = numbers[order]
         is_again = np.zeros(order.size, dtype=bool)
         is_again[1:] = ordered[1:] == ordered[:-1]

@@ -28,8 +28,10 @@ UNSPACED = _IN_TWOS + _IN_FOURS
 """Scripts that write no space between words, as a part of a character class."""
 
 REMEMBERED = 2**17
-LONGEST_REMEMBERED = 48
-"""In characters. What is remembered stays below some 50 MB, whatever comes: texts have a tail of pieces that never come again."""
+LONGEST_REMEMBERED = 32
+MOST_REMEMBERED = 4
+"""How many pieces of text are remembered, of at most so many characters and words: 30 MB of ordinary texts, and 120 MB whatever comes. All are
+forgotten when there are more, for texts have a tail of pieces that never come again."""
 
 COUNTS, HAS_LETTER = 2, 1
 """Bits of a word's kind: that it has a letter or a digit; that it has a letter."""
@@ -90,7 +92,7 @@ class _Words(dict[str, tuple[str, ...]]):
 
     def __missing__(self, piece: str) -> tuple[str, ...]:
         words = tuple(_cut(piece))
-        if len(piece) <= LONGEST_REMEMBERED:
+        if len(piece) <= LONGEST_REMEMBERED and len(words) <= MOST_REMEMBERED:
             if len(self) >= REMEMBERED:
                 self.clear()
             self[piece] = words

@@ -32,6 +32,14 @@ def test_each_threshold(text, reason):
     assert fault(Page(text)) == reason
 
 
+def test_a_short_line_to_the_last_character():
+    long = "\n".join(f"{LONG} {number} so it is." for number in range(30))
+    short = [f"{number:02} a line of thirty signs{'s' * 4}." for number in range(70)]
+    assert {len(line) for line in short} == {30}
+    assert fault(Page("\n".join([*short, long]))) == "short lines"
+    assert fault(Page("\n".join([*(f"{line}." for line in short), long]))) == ""
+
+
 def test_characters_of_repeated_lines_to_the_last():
     kept = f"ab.\n{'x ' * 146}x.\nab."  # 3 of 300 characters
     assert fault(Page(kept)) == ""

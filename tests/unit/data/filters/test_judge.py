@@ -27,7 +27,7 @@ RULES = ["fineweb", "c4", "repetition", "gopher"]
 @pytest.fixture
 def judge(tmp_path) -> Judge:
     (tmp_path / "words").write_text("Darn\nvery bad\n")
-    (tmp_path / "urls").write_text("example.com\nexample.org/ads\n")
+    (tmp_path / "urls").write_text("example.com\nexample.org/ads\n" + "".join(f"h{n}.example\n" for n in range(1000)))
     return judge_of(
         "web",
         Filter(
@@ -136,14 +136,22 @@ def test_the_files_of_a_filter(tmp_path):
     assert error.value.problems[0].key == "source.web.filter.blocked_urls"
 
 
+def test_of_a_very_long_text_the_rules_see_the_beginning(monkeypatch):
+    monkeypatch.setattr("fox.data.filters.page.LONGEST_PAGE", len(GOOD))
+    judge = judge_of("web", Filter(rules=["gopher", "repetition", "fineweb"]))
+    text = f"{GOOD}\n{GOOD}"
+    assert judge.judge(text)[:1] + judge.judge(text)[3:] == (text, "", "", {})
+    assert judge_of("web", Filter(rules=["c4"])).judge(text).text == text
+
+
 MILLION = 10**6
 HOSTILE = {
     "one word": "x" * 10 * MILLION,
     "one word of another script": "好" * 3 * MILLION,
     "empty lines": "\n" * MILLION,
     "lines of a space": " \n" * MILLION,
-    "signs": "(" * 3 * MILLION,
-    "signs before a letter": "(" * 3 * MILLION + "a",
+    "signs": "(" * MILLION,
+    "signs before a letter": "(" * MILLION + "a",
     "full stops": "a." * MILLION,
     "dots and letters": ".a" * MILLION,
     "ellipses": "... " * MILLION,
@@ -151,9 +159,9 @@ HOSTILE = {
     "apostrophes": "a'" * MILLION,
     "ats": "a@" * MILLION,
     "addresses": "http://" * MILLION,
-    "control characters": "\x00\x01\x1b\x7f\x85" * MILLION,
+    "control characters": "\x00\x01\x1b\x7f\x85" * (MILLION // 4),
     "accents": "e" + "\u0301" * MILLION,
-    "citations": "[1" * MILLION + "].",
+    "citations": "[1" * (MILLION // 2) + "].",
     "short lines": "a b c.\n" * (MILLION // 4),
     "a word again and again": "word " * MILLION,
     "bad words": "very bad " * (MILLION // 4),

@@ -1,6 +1,7 @@
 """Files of words and addresses: what is read of them, and how a broken one is told."""
 
 import gzip
+import tracemalloc
 
 import pytest
 
@@ -84,5 +85,8 @@ def test_a_bomb_without_lines_is_not_held_in_memory(tmp_path):
     with gzip.open(tmp_path / "bomb.gz", "wb", compresslevel=1) as file:
         for _ in range(64):
             file.write(bytes(2**20))
+    tracemalloc.start()
     with pytest.raises(UserError, match=r"line 1, .* is longer than"):
         read(tmp_path / "bomb.gz")
+    assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    tracemalloc.stop()

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from itertools import product
+from random import Random
 from string import ascii_lowercase
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fox.data.filters.page import Page
-from fox.data.filters.repetition import MAX_REPEATED, MAX_TOP, fault, repeated_parts
+from fox.data.filters.repetition import MAX_REPEATED, MAX_TOP, _Runs, fault, repeated_parts
 
 
 def new_words(letters: int) -> Iterator[str]:
@@ -82,18 +83,34 @@ def plain_fault(page: Page) -> str:
             if len(run) * times > share * size:
                 return f"one run of {length} words again and again"
     for length, share in MAX_REPEATED.items():
-        seen, place, characters = set(), 0, 0
-        while place <= len(words) - length:
-            run = tuple(words[place : place + length])
-            if run in seen:
-                characters += sum(map(len, run))
-                place += length
-            else:
-                seen.add(run)
-                place += 1
-        if characters > share * size:
+        if plain_repeated(words, length) > share * size:
             return f"repeated runs of {length} words"
     return ""
+
+
+def plain_repeated(words: list[str], length: int) -> int:
+    seen, place, characters = set(), 0, 0
+    while place <= len(words) - length:
+        run = tuple(words[place : place + length])
+        if run in seen:
+            characters += sum(map(len, run))
+            place += length
+        else:
+            seen.add(run)
+            place += 1
+    return characters
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_quick_way_in_long_texts(seed):
+    draw = Random(seed)
+    runs = [[draw.randrange(10**6) for _ in range(draw.randrange(3, 14))] for _ in range(400)]
+    text = " ".join(f"w{word}" for _ in range(440 + 10 * seed) for word in draw.choice(runs))
+    for length in MAX_REPEATED:
+        page = Page(text)
+        plain = plain_repeated(page.words, length)
+        assert plain > 0
+        assert _Runs(page).repeated(length, 0) == plain
 
 
 def spelled(words: list[int]) -> str:

@@ -52,4 +52,6 @@ def test_memory_is_bounded_and_changes_nothing(monkeypatch):
         assert words_of(text) == expected
         assert kinds_of(expected).tolist() == [kind for word in expected for kind in kinds_of([word]).tolist()]
         assert len(module._words) <= 10 and len(module._kinds) <= 10
+    words_of("(((((((((")
+    assert "(((((((((" not in module._words
     assert "x" * 1000 not in module._words and "x" * 1000 not in module._kinds
