@@ -50,6 +50,19 @@ def report(
     typer.echo(f"wrote {write_funnel(folder)}")
 
 
+@app.command()
+def card(
+    folder: RunFolder,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Where the card goes.", show_default="RUN/README.md")
+    ] = None,
+) -> None:
+    """Write the data card of a corpus: its sources, terms and languages, what was done to it and what was left out; as a dataset's README."""
+    from fox.report.data_card import write_data_card
+
+    typer.echo(f"wrote {write_data_card(folder, out)}")
+
+
 @app.command(name="inspect")
 def inspect_(
     folder: RunFolder,

@@ -17,7 +17,7 @@ def data_section(about: About, run: RunFiles) -> str:
     if not sources:
         return "Nothing is recorded of it."
     seen = tokens_drawn(about, run)
-    files = run.manifests["data"].inputs.get("files")
+    files = run.manifests["corpus" if "corpus" in run.manifests else "data"].inputs.get("files")
     head = ["source", "licence", "from", "documents", "duplicates dropped", "unusable", "training tokens",
             "training bytes", "tokens read in training", "held-out documents"]  # fmt: skip
     rows, digests = [], {}

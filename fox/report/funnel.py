@@ -73,8 +73,9 @@ class Figure:
     note: str
 
 
-def write_funnel(run: Path) -> Path:
-    """Write `run/corpus.html`; its path. Raises UserError where the run has no corpus, Failure where what it says of it is damaged."""
+def read_funnels(run: Path) -> tuple[dict[str, Funnel], dict[str, Reading]]:
+    """What became of each source's documents, and of its files. Raises UserError where the run has no corpus, Failure where what it says
+    of it is damaged."""
     path = run / "corpus/funnel.json"
     try:
         funnels = Funnels.model_validate_json(b'{"sources": ' + path.read_bytes() + b"}").sources
@@ -87,7 +88,12 @@ def write_funnel(run: Path) -> Path:
         raise Failure(
             f"{path}: is not as Fox writes it ({first['msg']}). Make the corpus again: --redo corpus."
         ) from None
-    readings = {name: of_source.reading for name, of_source in manifest.facts.sources.items()}
+    return funnels, {name: of_source.reading for name, of_source in manifest.facts.sources.items()}
+
+
+def write_funnel(run: Path) -> Path:
+    """Write `run/corpus.html`; its path. Raises as `read_funnels`."""
+    funnels, readings = read_funnels(run)
     page = template("funnel.html.jinja").render(
         name=run.resolve().name,
         icon=icon_address(),

@@ -14,6 +14,10 @@ _SYNTAX = re.compile(r"[\\`*_\[\]<>|~#&$!@{}]|^[-+]|^\d+(?=[.)](?: |$))")
 _FENCE = re.compile("`{3,}")
 
 
+_PATHS = ("path", "url", "start_from", "decontaminate", "bad_words", "blocked_urls", "setup", "good", "bad")
+"""The keys of a recipe under which there may be paths of the machine."""
+
+
 def words(text: object) -> str:
     """Text on one line that nothing in it can turn into markup: neither Markdown's nor HTML's."""
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in str(text)).split())
@@ -65,13 +69,14 @@ def folded(title: str, content: str) -> str:
 def without_local_paths(value: Any) -> Any:
     """A recipe's paths and addresses as `shown_path` has them, however deep."""
     if isinstance(value, dict):
-        return {
-            key: shown_path(item)
-            if key in ("path", "url", "start_from") and isinstance(item, str)
-            else without_local_paths(item)
-            for key, item in value.items()
-        }
+        return {key: _shown(item) if key in _PATHS else without_local_paths(item) for key, item in value.items()}
     return value
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    return shown_path(value) if isinstance(value, str) else value
 
 
 def _escaped(syntax: str) -> str:

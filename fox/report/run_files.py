@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from fox.errors import UserError
 
 STEPS = ("tokenizer", "data", "pretrain", "tune", "eval")
-"""The steps of a run that leave a manifest, in their order."""
+"""The steps of every run that leave a manifest, in their order; a corpus that some make before them leaves one, too."""
 
 Column = NDArray[np.float64]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -257,7 +257,7 @@ class RunFiles:
 def read_run(folder: Path) -> RunFiles:
     """What the run in `folder` left. Raises UserError where the folder holds nothing of a run."""
     metrics_files = {"pretrain": folder / "pretrain/metrics.jsonl", "tune": folder / "tune/metrics.jsonl"}
-    manifest_files = {step: folder / f"manifests/{step}.json" for step in STEPS}
+    manifest_files = {step: folder / f"manifests/{step}.json" for step in ("corpus", *STEPS)}
     json_files = [folder / "recipe.json", folder / "eval/results.json", *manifest_files.values()]
     if not any(file.is_file() for file in [*json_files, *metrics_files.values()]):
         raise UserError(
