@@ -227,7 +227,6 @@ SBATCH = """#!/bin/sh
 # Stands in for Slurm: takes an array of jobs and runs each task of it behind the scenes, one after another.
 for script; do :; done
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
-grep -q merge_stats "$script" && { echo "Submitted batch job 2"; exit 0; }
 cp "$script" "$SPOOL/job.sh"
 (for task in $(seq 0 "$last"); do SLURM_NODELIST=localhost SLURM_ARRAY_TASK_ID=$task sh "$SPOOL/job.sh"; done; rm "$SPOOL/running") >"$SPOOL/log" 2>&1 &
 touch "$SPOOL/running"

@@ -35,7 +35,7 @@ ATTEMPTS = 3
 """How often a task may lose its process: by then it is the task's own doing, such as its memory."""
 
 LOOK_EVERY_S = 0.5
-SLURM_EVERY_S = 10.0
+SLURM_EVERY_S = 5.0
 
 
 class Round(NamedTuple):
@@ -228,24 +228,32 @@ def _do_for_ray(executor: _Tasks, rank: int) -> str:
 
 
 class _SlurmJobs(_Tasks):
-    """datatrove's array of Slurm jobs, waited for. Ctrl-C leaves them at work: the same command goes on waiting."""
+    """datatrove's array of Slurm jobs, waited for. What a job has not done is submitted again. Ctrl-C leaves jobs at work: the same command goes
+    on waiting."""
 
     def do(self, on_look: OnLook) -> None:
         note = self.work.folder / "slurm-job"
         job = note.read_text(encoding="utf-8") if note.exists() else ""
-        if not _is_known(job):
-            job = self._submit()
-            write_atomically(note, job)
-        while self.get_incomplete_ranks():
+        submitted = 0
+        while missing := self.get_incomplete_ranks():
             on_look(self.done())
-            if not _is_known(job) and (missing := self.get_incomplete_ranks()):
-                raise Failure(_lost(self.work, missing[0], f"was not done by Slurm's job {job}"))
-            time.sleep(SLURM_EVERY_S)
+            if _is_known(job):
+                time.sleep(SLURM_EVERY_S)
+            elif submitted and not self.get_incomplete_ranks():
+                return  # the last ones were done between the two looks
+            elif submitted == ATTEMPTS:
+                raise Failure(
+                    _lost(self.work, missing[0], f"was not done by {ATTEMPTS} jobs of Slurm's, the last one is {job}")
+                )
+            else:
+                job = self._submit()
+                write_atomically(note, job)
+                submitted += 1
 
     def _submit(self) -> str:
         """The number of the job; of several, of the last one, which begins when the others have ended."""
         logger.disable(SlurmPipelineExecutor.__module__)  # what it tells is in the folder, too
-        jobs = SlurmPipelineExecutor(
+        jobs = _Array(
             self.pipeline,
             tasks=self.world_size,
             time=self.settings.time,
@@ -264,6 +272,11 @@ class _SlurmJobs(_Tasks):
                 f"sbatch does not take the tasks ({_told(error)}). Is this a machine that submits to Slurm?"
             ) from None
         return str(jobs.job_id)
+
+
+class _Array(SlurmPipelineExecutor):
+    def launch_merge_stats(self) -> None:
+        """Nothing: a further job, which waits for ever where one of the others has failed."""
 
 
 def _is_known(job: str) -> bool:
