@@ -30,11 +30,11 @@ app = typer.Typer(
 
 @app.command(name="prepare")
 def prepare(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
-    """Read the sources or the corpus made of them, drop exact duplicates, hold some documents out, and write token shards with a manifest.
+    """Read the sources, drop exact duplicates, hold some documents out, and write token shards with a manifest.
 
-    The word `prepare` may be left out: `fox data RECIPE`.
+    Where the recipe asks for a corpus, that is made of the sources first (`fox corpus`). The word `prepare` may be left out: `fox data RECIPE`.
     """
-    done = do(recipe, override, out, ["data"], redo)
+    done = do(recipe, override, out, ["corpus", "data"], redo)
     from fox.runs.summary import print_sources
 
     print_sources(done)

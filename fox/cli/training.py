@@ -61,7 +61,7 @@ def corpus(recipe: RecipePath, override: Override = None, out: Out = None, redo:
 
 def tokenizer(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
     """Train the vocabulary on the sources' training text (byte-level BPE, with the chat template stored beside it)."""
-    do(recipe, override, out, ["tokenizer"], redo)
+    do(recipe, override, out, ["corpus", "tokenizer"], redo)
 
 
 def pretrain(
