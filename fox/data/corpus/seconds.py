@@ -32,5 +32,6 @@ def _of_round(folder: Path) -> BlockSeconds:
     for path in sorted(folder.glob("*.json")):
         for block in json.loads(path.read_bytes()):
             name = block["name"].partition(": ")[2]  # datatrove puts a block's type before its name
-            totals[name] = totals.get(name, 0.0) + block["time_stats"]["total"]
+            told = block["time_stats"]  # a number alone, 0, of a block that no document has come to
+            totals[name] = totals.get(name, 0.0) + (told["total"] if isinstance(told, dict) else told)
     return {name: round(seconds, 3) for name, seconds in totals.items()}

@@ -54,6 +54,19 @@ def test_the_tasks_of_a_round_are_added_up_block_by_block(tmp_path: Path) -> Non
     assert found["read"]["filter: all"] < NAP_S
 
 
+class DropsAll(PipelineStep):
+    name, type = "drops all", "Test"
+
+    def run(self, data: Any, rank: int = 0, world_size: int = 1) -> Iterator[int]:
+        yield from (item for item in data if item < 0)
+
+
+def test_a_block_that_nothing_came_to_took_no_time(tmp_path: Path) -> None:
+    do(tmp_path / "read", [Naps("read", NAP_S), DropsAll(), Naps("write", NAP_S)], 2)
+    found = seconds_of(tmp_path)["read"]
+    assert (found["drops all"], found["write"]) == (0, 0)
+
+
 def test_a_round_without_tasks_is_not_told_and_an_unknown_one_is_our_bug(tmp_path: Path) -> None:
     (tmp_path / "verify").mkdir()
     assert seconds_of(tmp_path) == {}
