@@ -58,6 +58,8 @@ class Manifest(Lenient):
             reading: Reading = Reading()
 
         sources: dict[str, OfSource] = Field(default={})
+        seconds: dict[str, dict[str, float]] = Field(default={})
+        """By round and block (fox/data/corpus/seconds.py)."""
 
     facts: Facts = Facts()
 
@@ -99,6 +101,7 @@ def write_funnel(run: Path) -> Path:
         icon=icon_address(),
         headlines=_headlines(funnels),
         sources=[_source(name, funnel, readings.get(name, Reading())) for name, funnel in funnels.items()],
+        times=_times(manifest.facts.seconds),
     )
     write_atomically(run / PAGE, page.encode(errors="replace"))
     return run / PAGE
@@ -153,6 +156,16 @@ def _source(name: str, funnel: Funnel, reading: Reading) -> dict[str, Any]:
             if counts
         ],
     }
+
+
+def _times(seconds: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, str, str]]:
+    """(round, block, its time, its share of all), in the order of the work."""
+    whole = sum(of_block for blocks in seconds.values() for of_block in blocks.values())
+    return [
+        (name, block, quantities.duration(of_block), quantities.share(of_block, whole))
+        for name, blocks in seconds.items()
+        for block, of_block in blocks.items()
+    ]
 
 
 def _steps(funnel: Funnel) -> list[dict[str, Any]]:

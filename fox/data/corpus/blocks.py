@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -193,13 +193,17 @@ class Write(PipelineStep):
         document = next(data, None)  # the reader before us has begun the task by now
         name = self.ledger.task.source
         is_chat = self.ledger.recipe.source[name].kind == "chat"
-        with CorpusWriter(self._path_of(name, rank), name, is_chat) as writer, self._signing(rank) as sign:
+        with ExitStack() as files:
+            writer = files.enter_context(CorpusWriter(self._path_of(name, rank), name, is_chat))
+            sign = files.enter_context(self._signing(rank))
             while document is not None:
                 with self.track_time():
                     writer.write(document)
                     sign(document.content)
                     self.ledger.funnel.keep(document)
                 document = next(data, None)
+            with self.track_time():  # the most of it, where a task's documents are one group of rows
+                files.close()
         self.ledger.finish(rank)
 
     @contextmanager

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from fox.artifacts import write_json
 from fox.data.corpus.funnel import Funnel
+from fox.data.corpus.seconds import seconds_of
 from fox.data.corpus.tasks import Task, tasks_of, write_tasks
 from fox.data.decontaminate import FIRST_PLACES, Questions
 from fox.data.quarantine import Tally
@@ -33,7 +34,7 @@ FUNNEL = "funnel.json"
 
 
 def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, console: Console) -> dict[str, Any]:
-    """Fill `folder`, or go on with it, and tell for each source what was read and what became of it.
+    """Fill `folder`, or go on with it, and tell for each source what was read and what became of it, and how long each block took.
 
     Raises UserError where too many records of a source are bad, or none is left; Failure where a task can't be done.
     """
@@ -80,8 +81,9 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
 
         counts = drop_duplicates(recipe, ledger, first, whole, labels, settings, work, console)
     facts = _facts(recipe, tallies, counts, len(tasks), folder)
+    seconds = seconds_of(work / "executor")
     shutil.rmtree(work)
-    return facts
+    return {**facts, "seconds": seconds}
 
 
 def document_path(folder: Path, source: str, task: int) -> Path:

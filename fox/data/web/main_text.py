@@ -8,6 +8,7 @@ The rules know HTML's elements, ARIA's roles and the words that people name part
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -149,21 +150,48 @@ def _rows_of_teasers(body: Any) -> list[list[Any]]:
 
 
 class _Sums:
-    """A number for each element below a root: the sum of what was added to it and to all that is in it."""
+    """A number for each element below a root: the sum of what was added to it and to all that is in it.
+
+    Elements are told apart once and counted by their places in lists from then on: to climb by asking each for its parent, and to look each up,
+    took a fourth of the whole time of a page.
+    """
 
     def __init__(self, root: Any) -> None:
-        self._root = root
-        self._parents: dict[Any, Any] = {}
-        self.sizes: dict[Any, int] = {}
+        self._places: dict[Any, int] = {root: 0}
+        self._above, self._sizes = [-1], [0]
 
     def add(self, element: Any, size: int) -> None:
-        while size and element is not None:
-            self.sizes[element] = self.sizes.get(element, 0) + size
-            if element == self._root:
-                return
-            if element not in self._parents:
-                self._parents[element] = element.parent
-            element = self._parents[element]
+        if not size:
+            return
+        place = self._places.get(element)
+        if place is None:
+            place = self._put_in(element)
+        while place >= 0:
+            self._sizes[place] += size
+            place = self._above[place]
+
+    def of(self, element: Any) -> int:
+        place = self._places.get(element)
+        return 0 if place is None else self._sizes[place]
+
+    def items(self) -> Iterator[tuple[Any, int]]:
+        """Each element below the root that something was added to or into, and its sum: the inner ones before those that they are in."""
+        elements = iter(self._places.items())
+        next(elements)  # the root
+        return ((element, self._sizes[place]) for element, place in elements)
+
+    def _put_in(self, element: Any) -> int:
+        """The place of an element that had none; those that it is in get theirs behind it."""
+        place = len(self._above)
+        while True:
+            self._places[element] = len(self._above)
+            self._sizes.append(0)
+            element = element.parent
+            above = -1 if element is None else self._places.get(element)
+            if above is not None:
+                self._above.append(above)
+                return place
+            self._above.append(len(self._above) + 1)
 
 
 class _Running:
@@ -200,7 +228,7 @@ class _Running:
             part = best
 
     def _size(self, element: Any) -> int:
-        return self._sums.sizes.get(element, 0)
+        return self._sums.of(element)
 
 
 def _drop_link_lists(main: Any) -> None:
@@ -208,8 +236,8 @@ def _drop_link_lists(main: Any) -> None:
     linked = _Sums(main)
     for link in _all(main, "a"):
         linked.add(link, len(link.text or ""))
-    for element, size in linked.sizes.items():
-        if element != main and element.tag in _LISTS:
+    for element, size in linked.items():
+        if element.tag in _LISTS:
             text = len(element.text or "")
             if size > MAX_LINK_SHARE * text and text < MAX_ASIDE_SHARE * whole:
                 element.remove()

@@ -27,7 +27,8 @@ def run_with(folder: Path, funnel: Funnel) -> Path:
     (folder / "manifests").mkdir()
     (folder / "corpus/funnel.json").write_text(json.dumps({HOSTILE: funnel.as_dict()}))
     reading = {"bad": {HOSTILE: 3}, "left_out": {}, "masked": {"email": 12}}
-    facts = {"sources": {HOSTILE: {"reading": reading}}}
+    seconds = {"read": {"read": 90.0, f"filter {HOSTILE}": 29.0}, "verify": {"compare texts": 1.0}}
+    facts = {"sources": {HOSTILE: {"reading": reading}}, "seconds": seconds}
     (folder / "manifests/corpus.json").write_text(json.dumps({"facts": facts}))
     return folder
 
@@ -50,6 +51,14 @@ def test_the_page_adds_up_and_escapes_what_strangers_wrote(tmp_path: Path) -> No
     assert figures == ["40", "20", "20"]
     assert page.count('class="dropped"') == SAMPLES
     assert "default-src 'none'" in page
+
+
+def test_the_page_tells_where_the_time_went(tmp_path: Path) -> None:
+    page = write_funnel(run_with(tmp_path, funnel_of(["a", "b"]))).read_text().replace("\N{NO-BREAK SPACE}", " ")
+    table = page.partition("Where the time went")[2]
+    rows = re.findall(r"<td>([^<]*)</td><td>([^<]*)</td></tr>", table)
+    assert rows == [("1 min 30 s", "75 %"), ("29 s", "24 %"), ("1.0 s", "1 %")]
+    assert table.index("filter") < table.index("compare texts")
 
 
 def test_parts_make_the_same_whole_in_any_order() -> None:
