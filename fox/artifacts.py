@@ -23,6 +23,9 @@ from fox.errors import Failure
 
 PARTIAL = ".partial-"  # not whole yet
 REPLACED = ".replaced-"  # whole, and about to be replaced
+WORK = ".work"
+"""A folder within what a step makes: what it needs until its manifest is written, and what lets it go on where it was stopped."""
+
 _READ_BYTES = 1 << 18  # that are read and hashed at a time
 _LOOKS, _LOOK_S = (
     10,

@@ -30,8 +30,8 @@ _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1
 
 def write_data_card(folder: Path, out: Path | None) -> Path:
     """Write the card of a run's corpus to `out`, or beside its documents; its path. Raises UserError where the run has no corpus."""
-    funnels, readings = read_funnels(folder)
-    card = data_card(read_run(folder), funnels, readings)
+    funnels, manifest = read_funnels(folder)
+    card = data_card(read_run(folder), funnels, {name: manifest.reading(name) for name in funnels})
     path = out or folder / CARD
     write_atomically(path, card.encode(errors="replace"))
     return path

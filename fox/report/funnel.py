@@ -63,6 +63,10 @@ class Manifest(Lenient):
 
     facts: Facts = Facts()
 
+    def reading(self, source: str) -> Reading:
+        of_source = self.facts.sources.get(source)
+        return of_source.reading if of_source else Reading()
+
 
 class Funnels(Lenient):
     sources: dict[str, Funnel]
@@ -75,8 +79,8 @@ class Figure:
     note: str
 
 
-def read_funnels(run: Path) -> tuple[dict[str, Funnel], dict[str, Reading]]:
-    """What became of each source's documents, and of its files. Raises UserError where the run has no corpus, Failure where what it says
+def read_funnels(run: Path) -> tuple[dict[str, Funnel], Manifest]:
+    """What became of each source's documents, and what the manifest says beside. Raises UserError where the run has no corpus, Failure where what it says
     of it is damaged."""
     path = run / "corpus/funnel.json"
     try:
@@ -90,17 +94,17 @@ def read_funnels(run: Path) -> tuple[dict[str, Funnel], dict[str, Reading]]:
         raise Failure(
             f"{path}: is not as Fox writes it ({first['msg']}). Make the corpus again: --redo corpus."
         ) from None
-    return funnels, {name: of_source.reading for name, of_source in manifest.facts.sources.items()}
+    return funnels, manifest
 
 
 def write_funnel(run: Path) -> Path:
     """Write `run/corpus.html`; its path. Raises as `read_funnels`."""
-    funnels, readings = read_funnels(run)
+    funnels, manifest = read_funnels(run)
     page = template("funnel.html.jinja").render(
         name=run.resolve().name,
         icon=icon_address(),
         headlines=_headlines(funnels),
-        sources=[_source(name, funnel, readings.get(name, Reading())) for name, funnel in funnels.items()],
+        sources=[_source(name, funnel, manifest.reading(name)) for name, funnel in funnels.items()],
         times=_times(manifest.facts.seconds),
     )
     write_atomically(run / PAGE, page.encode(errors="replace"))

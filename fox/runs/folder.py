@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 import fox
-from fox.artifacts import put_back_on, remove_at_once, sha256_of, stamp_of, write_json
+from fox.artifacts import WORK, put_back_on, remove_at_once, sha256_of, stamp_of, write_json
 from fox.errors import Failure, Problem, RecipeError, UserError
 from fox.progress import Meter
 from fox.recipe import LoadedRecipe, Recipe
@@ -39,10 +39,9 @@ STEPS: dict[str, tuple[str, ...]] = {
 }
 """The steps in their order, and the folders that each fills, the one to name first. A corpus or a tuning is made where the recipe asks for it."""
 
-_OWN_CARE = (
-    "checkpoints",
-    TRACKERS,
-)  # the ones are removed as newer come, and carry their own hashes; others write the other
+_OWN_CARE = ("checkpoints", TRACKERS, WORK)
+"""What is in a step's folders and none of what it made: checkpoints carry their own hashes and go as newer come; trackers are others'."""
+
 _FIELDS: dict[str, Any] = {
     "inputs": dict,
     "outputs": dict,
@@ -155,7 +154,12 @@ class Run:
             "facts": facts,
         }
         write_json(self._manifest_path(step), manifest)
+        self.sweep(step)
         return manifest
+
+    def sweep(self, step: str) -> None:
+        """Remove what a step needed while it was not done."""
+        remove_at_once([self.folder / name / WORK for name in STEPS[step]])
 
     def undo(self, first: str) -> list[str]:
         """Remove what `first` and all later steps made; their names."""

@@ -116,6 +116,7 @@ def _do(run: Run, step: str, console: Console) -> None:
     inputs = inputs_of()
     done = run.manifest(step)
     if done and run.is_done(step, inputs):
+        run.sweep(step)
         console.print(f"[green]✓[/green] {step:<10} done before ({done['seconds']:.0f} s)")
         return
     started = time.time()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import fox
-from fox.artifacts import folder_made_whole, sha256_of, write_json
+from fox.artifacts import WORK, folder_made_whole, sha256_of, write_json
 from fox.data.decontaminate import Questions, hashes_of, question_files
 from fox.data.inventory import Inventory, contents, fingerprints, read_inventory, take_inventory
 from fox.data.readers import CorpusReader, Reader, SourceReader
@@ -118,7 +118,6 @@ def _versions() -> dict[str, str]:
 
 def make_corpus(run: Run, inputs: Inputs, inventory: Inventory, console: Console) -> Facts:
     """Make the sources into a corpus, or go on with one that was begun from the same inputs. Raises RecipeError where it was begun from others."""
-    from fox.data.corpus.make import WORK
     from fox.data.corpus.make import make_corpus as make
 
     folder = run.folder / STEPS["corpus"][0]
@@ -238,7 +237,6 @@ def make_data(run: Run, inputs: Inputs, inventory: Inventory, console: Console) 
     """Read, split and tokenize every source, without copies: a corpus by many processes, the sources themselves by this one."""
     folder = run.folder / STEPS["data"][0]
     if (corpus := _corpus(run)) is not None:
-        from fox.data.corpus.make import WORK
         from fox.data.corpus.tokenize import tokenize_corpus
 
         run.check_begun("data", folder / WORK / "inputs.json", inputs)

@@ -73,7 +73,7 @@ def made(folder: Path) -> dict[str, str]:
 
 def in_mid_file(folder: Path) -> bool:
     """Whether a task has read a part of its file, and nothing is done yet."""
-    return any((folder / CORPUS / "work/counts").glob("*.at"))
+    return any((folder / CORPUS / ".work/counts").glob("*.at"))
 
 
 def kill_a_worker(folder: Path, *words: str) -> None:
@@ -134,7 +134,7 @@ def test_a_worker_killed_in_mid_file_is_made_good(world: Path) -> None:
 
 
 def test_a_run_killed_in_mid_file_goes_on_with_what_is_not_done(world: Path) -> None:
-    marks = world / CORPUS / "work/executor/read/completions"
+    marks = world / CORPUS / ".work/executor/read/completions"
     kill_when(lambda: len(list(marks.glob("*"))) >= 2, world, "corpus", "micro.toml", *READING)
     done = {path.name: path.stat().st_mtime_ns for path in (world / CORPUS / "stories").glob("*.parquet")}
     time.sleep(0.5)  # the workers see that they are alone

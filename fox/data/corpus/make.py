@@ -1,13 +1,12 @@
 """The corpus step: sources in, `corpus/SOURCE/NNNNN.parquet` out, by as many processes or machines as the recipe names.
 
-What is done of it stays done: each task leaves a mark in `corpus/work`, which goes when all are. The files are the same to the last bit
+What is done of it stays done: each task leaves a mark in `corpus/.work`, which goes with the manifest's writing. The files are the same to the last bit
 however the work was divided or interrupted.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -16,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from fox.artifacts import write_json
+from fox.artifacts import WORK, write_json
 from fox.data.corpus.funnel import Funnel
 from fox.data.corpus.seconds import seconds_of
 from fox.data.corpus.tasks import Task, tasks_of, write_tasks
@@ -26,9 +25,6 @@ from fox.errors import UserError
 from fox.progress import Meter, meter
 from fox.recipe import Recipe
 from fox.recipe.schema import Executor
-
-WORK = "work"
-"""Below the corpus: what is only there while it is made."""
 
 FUNNEL = "funnel.json"
 
@@ -81,9 +77,7 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
 
         counts = drop_duplicates(recipe, ledger, first, whole, labels, settings, work, console)
     facts = _facts(recipe, tallies, counts, len(tasks), folder)
-    seconds = seconds_of(work / "executor")
-    shutil.rmtree(work)
-    return {**facts, "seconds": seconds}
+    return {**facts, "seconds": seconds_of(work / "executor")}
 
 
 def document_path(folder: Path, source: str, task: int) -> Path:

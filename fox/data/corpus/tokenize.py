@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from fox.artifacts import write_json
+from fox.artifacts import WORK, write_json
 from fox.data.corpus.blocks import Each
 from fox.data.corpus.executor import Round, do_round
-from fox.data.corpus.make import WORK
 from fox.data.corpus.store import files_of_corpus, read_documents, read_ids
 from fox.data.shards import (
     SPLITS,
@@ -68,7 +67,6 @@ def tokenize_corpus(
                 [shard_path(_part(parts, number), name, split) for number in mine], shard_path(folder, name, split)
             )
     check_heldout(recipe, facts.values())
-    shutil.rmtree(folder / WORK)
     return facts
 
 
