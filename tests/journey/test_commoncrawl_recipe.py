@@ -85,3 +85,6 @@ def test_the_time_of_each_step_is_kept(made: Made) -> None:
         "write",
     ]  # nothing is nearly alike: no texts compared
     assert made.seconds["read"]["read"] > made.seconds["read"]["licence"]
+    assert (
+        made.seconds["write"]["write"] > 0.005
+    )  # 14 documents are one group of rows, which is written when they have ended
