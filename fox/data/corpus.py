@@ -190,9 +190,12 @@ def _encode(
         for chat in encode_chats(tokenizer, [document.messages or () for document in documents]):
             yield chat.ids, chat.is_learnt
     else:
-        for ids in tokenizer.encode_batch([document.text or "" for document in documents]):
-            whole = [tokenizer.bos_id, *ids, tokenizer.eos_id] if tokenizer.adds_bos else [*ids, tokenizer.eos_id]
-            yield np.array(whole, dtype=np.int64), None
+        begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
+        for ids in tokenizer.encode_arrays([document.text or "" for document in documents]):
+            yield (
+                np.concatenate([np.array(begin, dtype=np.uint32), ids, np.array([tokenizer.eos_id], dtype=np.uint32)]),
+                None,
+            )
 
 
 def _batches(documents: Iterator[Document]) -> Iterator[list[Document]]:
