@@ -34,14 +34,14 @@ def is_heldout(document: Document, heldout_fraction: float) -> bool:
     return int.from_bytes(document.digest[:8], "big") < heldout_fraction * 2**64
 
 
-def training_texts(recipe: Recipe, questions: Questions | None, meter: Meter) -> list[str]:
+def training_texts(recipe: Recipe, questions: Questions | None, meter: Meter) -> Iterator[str]:
     """Training text for the tokenizer, each document once and none with one of the `questions`: all of it, or `tokenizer.sample_bytes` of it.
 
     The sample is of the documents with the lowest hashes, so it is spread evenly over all sources, and the same whatever
-    their order. Never more than twice its size is held.
+    their order. All sources are read before this returns. Never more than twice its size is held, and what was taken is let go.
     """
     most = recipe.tokenizer.sample_bytes
-    texts: dict[bytes, str] = {}
+    texts: dict[bytes, bytes] = {}  # UTF-8: as text, one emoji would have four bytes taken for each letter beside it
     size = 0
     for name, source in recipe.source.items():
         for document in _documents(recipe, name, Tally(name, source)):
@@ -50,11 +50,16 @@ def training_texts(recipe: Recipe, questions: Questions | None, meter: Meter) ->
                 continue
             if questions and questions.file_with(text_of(document)):
                 continue
-            texts[document.digest] = text_of(document)
-            size += document.num_bytes
+            texts[document.digest] = text_of(document).encode()
+            size += len(texts[document.digest])
             if size > 2 * most:
                 texts, size = _lowest(texts, most)
-    return list(_lowest(texts, most)[0].values())
+    return _taken(_lowest(texts, most)[0])
+
+
+def _taken(texts: dict[bytes, bytes]) -> Iterator[str]:
+    while texts:
+        yield texts.pop(next(iter(texts))).decode()
 
 
 def _documents(recipe: Recipe, name: str, tally: Tally) -> Iterator[Document]:
@@ -82,15 +87,15 @@ def text_of(document: Document) -> str:
     return document.text if document.text is not None else "\n".join(m["content"] for m in document.messages or ())
 
 
-def _lowest(texts: dict[bytes, str], most: int) -> tuple[dict[bytes, str], int]:
+def _lowest(texts: dict[bytes, bytes], most: int) -> tuple[dict[bytes, bytes], int]:
     """The texts with the lowest hashes that have about `most` bytes together, and how many they have."""
-    kept: dict[bytes, str] = {}
+    kept: dict[bytes, bytes] = {}
     size = 0
     for digest in sorted(texts, key=lambda digest: digest[8:]):  # the first 8 bytes decide what is held out
         if size >= most:
             break
         kept[digest] = texts[digest]
-        size += len(texts[digest].encode())
+        size += len(texts[digest])
     return kept, size
 
 
