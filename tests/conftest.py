@@ -53,8 +53,10 @@ def tiny_tokenizer() -> Any:
     """A real tokenizer of 400 entries, learnt from a few sentences in a few scripts. Do not change it."""
     from fox.tokenizer.train import train_tokenizer
 
+    more = "Whoever reads these sentences learns nothing that is worth knowing, but letters stand beside each other here as they do in books, which is enough to merge them (mostly)"
     texts = [
-        f"The fox no. {n} ran over the lazy dog, and said: «naïve café», 日本語 🦊 {n * 37}.\n" for n in range(300)
+        f"The fox no. {n} ran over the lazy dog, and said: «naïve café», 日本語 🦊 {n * 37}. {more}\n"
+        for n in range(300)
     ]
     return train_tokenizer(iter(texts), vocab_size=400, max_length=256)
 

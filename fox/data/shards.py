@@ -32,36 +32,41 @@ def is_heldout(document: Document, heldout_fraction: float) -> bool:
     return int.from_bytes(document.digest[:8], "big") < heldout_fraction * 2**64
 
 
-def training_texts(recipe: Recipe, reader: Reader, meter: Meter) -> list[str]:
+def training_texts(recipe: Recipe, reader: Reader, meter: Meter) -> Iterator[str]:
     """Training text for the tokenizer, each document once: all of it, or `tokenizer.sample_bytes` of it.
 
     The sample is of the documents with the lowest hashes, so it is spread evenly over all sources, and the same whatever
-    their order. Never more than twice its size is held.
+    their order. All sources are read before this returns. Never more than twice its size is held, and what was taken is let go.
     """
     most = recipe.tokenizer.sample_bytes
-    texts: dict[bytes, str] = {}
+    texts: dict[bytes, bytes] = {}  # UTF-8: as text, one emoji would have four bytes taken for each letter beside it
     size = 0
     for name in recipe.source:
         for document in reader.read(name):
             meter.advance(document.num_bytes, note=name)
             if document.digest in texts or is_heldout(document, recipe.data.heldout_fraction):
                 continue
-            texts[document.digest] = document.content
-            size += document.num_bytes
+            texts[document.digest] = document.content.encode()
+            size += len(texts[document.digest])
             if size > 2 * most:
                 texts, size = _lowest(texts, most)
-    return list(_lowest(texts, most)[0].values())
+    return _taken(_lowest(texts, most)[0])
 
 
-def _lowest(texts: dict[bytes, str], most: int) -> tuple[dict[bytes, str], int]:
+def _taken(texts: dict[bytes, bytes]) -> Iterator[str]:
+    while texts:
+        yield texts.pop(next(iter(texts))).decode()
+
+
+def _lowest(texts: dict[bytes, bytes], most: int) -> tuple[dict[bytes, bytes], int]:
     """The texts with the lowest hashes that have about `most` bytes together, and how many they have."""
-    kept: dict[bytes, str] = {}
+    kept: dict[bytes, bytes] = {}
     size = 0
     for digest in sorted(texts, key=lambda digest: digest[8:]):  # the first 8 bytes decide what is held out
         if size >= most:
             break
         kept[digest] = texts[digest]
-        size += len(texts[digest].encode())
+        size += len(texts[digest])
     return kept, size
 
 
@@ -194,9 +199,12 @@ def _encode(
         for chat in encode_chats(tokenizer, [document.messages or () for document in documents]):
             yield chat.ids, chat.is_learnt
     else:
-        for ids in tokenizer.encode_batch([document.text or "" for document in documents]):
-            whole = [tokenizer.bos_id, *ids, tokenizer.eos_id] if tokenizer.adds_bos else [*ids, tokenizer.eos_id]
-            yield np.array(whole, dtype=np.int64), None
+        begin = [tokenizer.bos_id] if tokenizer.adds_bos else []
+        for ids in tokenizer.encode_arrays([document.text or "" for document in documents]):
+            yield (
+                np.concatenate([np.array(begin, dtype=np.uint32), ids, np.array([tokenizer.eos_id], dtype=np.uint32)]),
+                None,
+            )
 
 
 def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

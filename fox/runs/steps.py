@@ -181,7 +181,7 @@ def make_tokenizer(run: Run, console: Console) -> Facts:
     else:
         with meter("tokenizer", None, "bytes", console=console) as shown:
             texts = training_texts(recipe, _reader(run, console), shown)
-            tokenizer = train_tokenizer(iter(texts), wanted.vocab_size, recipe.model.max_position_embeddings)
+            tokenizer = train_tokenizer(texts, wanted.vocab_size, recipe.model.max_position_embeddings)
     with folder_made_whole(run.folder / "tokenizer") as partial:
         tokenizer.save(partial)
     return {"vocab_size": tokenizer.vocab_size, "special_tokens": tokenizer.special_ids}

@@ -78,15 +78,15 @@ class WordRule:
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
         """The rule as tokenizer.json files have it."""
         *others, last = self.cuts
-        steps = [_written(cut) for cut in others] + ([] if last == _GPT2 else [_written(last)])
-        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=last == _GPT2))
+        steps = [_written(cut) for cut in others] + ([] if last == GPT2_WORDS else [_written(last)])
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=last == GPT2_WORDS))
         return steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
 
 
-_DIGIT = r"\p{N}"
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+DIGIT = r"\p{N}"
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2_WORDS = LLAMA3_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
 
 # Only what Fox can state exactly. Compared with llama.cpp over 50,000 characters, the cuts differ for those that Unicode got in 2024
 # or later, which llama.cpp's tables lack, and where 'ſ (a long s) reads as 's without regard to case. llama.cpp never normalises text
@@ -94,13 +94,13 @@ _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 WORD_RULES = (
     WordRule(
         ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"),
-        (_LLAMA3,), ignores_merges=True, adds_bos=True,
+        (LLAMA3_WORDS,), ignores_merges=True, adds_bos=True,
     ),
-    WordRule(("smaug-bpe", "dbrx"), (_LLAMA3,)),
-    WordRule(("qwen2", "deepseek-r1-qwen", "megrez"), (_QWEN2,), is_nfc=True),
-    WordRule(("stablelm2",), (_QWEN2,)),
-    WordRule(("smollm", "starcoder", "refact", "codeshell"), (_DIGIT, _GPT2)),
-    WordRule(("gpt-2", "phi-2", "olmo", "exaone4"), (_GPT2,)),
+    WordRule(("smaug-bpe", "dbrx"), (LLAMA3_WORDS,)),
+    WordRule(("qwen2", "deepseek-r1-qwen", "megrez"), (QWEN2_WORDS,), is_nfc=True),
+    WordRule(("stablelm2",), (QWEN2_WORDS,)),
+    WordRule(("smollm", "starcoder", "refact", "codeshell"), (DIGIT, GPT2_WORDS)),
+    WordRule(("gpt-2", "phi-2", "olmo", "exaone4"), (GPT2_WORDS,)),
 )  # fmt: skip
 
 _CONTRACTIONS = {
@@ -121,12 +121,12 @@ def cuts_of(stated: Any) -> tuple[str, ...] | None:
         if cut is None:
             return None
         cuts.append(cut)
-    return (*cuts, _GPT2) if steps[-1].get("use_regex", True) else tuple(cuts)
+    return (*cuts, GPT2_WORDS) if steps[-1].get("use_regex", True) else tuple(cuts)
 
 
 def _cut(step: dict[str, Any]) -> str | None:
     if step.get("type") == "Digits" and step.get("individual_digits"):
-        return _DIGIT
+        return DIGIT
     pattern = step.get("pattern")
     if step.get("type") != "Split" or not isinstance(pattern, dict) or "Regex" not in pattern:
         return None
@@ -134,7 +134,10 @@ def _cut(step: dict[str, Any]) -> str | None:
     for spelling, ours in _CONTRACTIONS.items():
         cut = cut.replace(spelling, ours)
     # These match any text from end to end, so it is the same to keep what they match and to remove what they don't.
-    whole = cut in (_GPT2, _LLAMA3, _QWEN2) and (step.get("behavior"), step.get("invert")) == ("Removed", True)
+    whole = cut in (GPT2_WORDS, LLAMA3_WORDS, QWEN2_WORDS) and (step.get("behavior"), step.get("invert")) == (
+        "Removed",
+        True,
+    )
     return cut if whole or (step.get("behavior"), step.get("invert")) == ("Isolated", False) else None
 
 
@@ -147,6 +150,6 @@ def _flat(stated: Any) -> list[dict[str, Any]]:
 
 
 def _written(cut: str) -> pre_tokenizers.PreTokenizer:
-    if cut == _DIGIT:
+    if cut == DIGIT:
         return pre_tokenizers.Digits(individual_digits=True)
     return pre_tokenizers.Split(Regex(cut), behavior="isolated")

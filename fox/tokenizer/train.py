@@ -1,7 +1,11 @@
 """Learn a byte-level BPE vocabulary with Fox-1's special tokens.
 
-Words are cut as Llama-3 cuts them (at most three digits together, no merges across words), a rule that llama.cpp knows as
-`llama-bpe`. All 256 bytes are in the vocabulary, so there is nothing that it can't write.
+Words are cut as Qwen2 cuts them: as Llama-3 does (no merges across words), but each digit for itself, so that a number is written in one way
+and its places line up, whatever the training text counted. llama.cpp knows the rule as `stablelm2`. All 256 bytes are in the vocabulary, so
+there is nothing that it can't write.
+
+The same text gives the same vocabulary, in whatever order it comes and with however many threads: pairs are counted, and of those that are
+equally frequent the one of the lower ids is merged first.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors, trainers
 
 from fox.errors import UserError
+from fox.tokenizer.llama_cpp import QWEN2_WORDS
 from fox.tokenizer.tokenizer import Tokenizer
 
 PAD, EOS, BOS, UNK = "<pad>", "<eos>", "<bos>", "<unk>"
@@ -38,15 +43,14 @@ CHAT_TEMPLATE = """\
 {{- '<|assistant|>\\n' }}
 {%- endif %}"""
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int, max_length: int) -> Tokenizer:
     """A tokenizer of exactly `vocab_size` entries, learnt from `texts`. Raises UserError where they are too little for that."""
-    backend = tokenizers.Tokenizer(models.BPE(ignore_merges=True))
+    # A whole word that is an entry is still put together by merges: llama.cpp does nothing else for this rule.
+    backend = tokenizers.Tokenizer(models.BPE(ignore_merges=False))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORDS), behavior="isolated"),
+            pre_tokenizers.Split(Regex(QWEN2_WORDS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
