@@ -31,6 +31,21 @@ def test_the_rates_that_it_quotes_are_those() -> None:
     text = " ".join(PAGE.read_text("utf-8").split())
     assert f"{pages:,} pages" in text
     assert f"{pages / took:.0f} pages, or {size / took / 1e6:.1f} MB of HTML, a second of a core" in text
+    row = next(
+        row
+        for row in reversed((ROOT / "bench/RESULTS.md").read_text("utf-8").splitlines())
+        if "| data_throughput.py |" in row
+    )
+    (ratio,) = re.findall(r"times datatrove's speed ([\d.]+)", row)
+    assert f"{ratio} times as many as plain datatrove" in text
+    rates = {copies: float(rate) for copies, rate in re.findall(r"(\d+)x ([\d.]+)(?=,|;)", row)}
+    assert rates["16"] >= rates["4"], "the page says that the time for a page did not grow"
+    peaks = {
+        copies: [int(peak) for peak in re.findall(r" (\d+)", told)]
+        for copies, told in re.findall(r"(\d+)x (leads [a-z\d ]+)", row)
+    }
+    assert all(more <= 1.1 * less for more, less in zip(peaks["16"], peaks["4"], strict=True))
+    assert f"{max(peaks['16'])} MB at most" in text
 
 
 def test_other_prices_and_sizes_are_reckoned() -> None:

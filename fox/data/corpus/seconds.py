@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 BlockSeconds = dict[str, float]
 """By the name of a block, in the order of the pipeline."""
@@ -30,8 +31,16 @@ def seconds_of(executor: Path) -> dict[str, BlockSeconds]:
 def _of_round(folder: Path) -> BlockSeconds:
     totals: BlockSeconds = {}
     for path in sorted(folder.glob("*.json")):
-        for block in json.loads(path.read_bytes()):
+        for block in _blocks(path):
             name = block["name"].partition(": ")[2]  # datatrove puts a block's type before its name
             told = block["time_stats"]  # a number alone, 0, of a block that no document has come to
             totals[name] = totals.get(name, 0.0) + (told["total"] if isinstance(told, dict) else told)
     return {name: round(seconds, 3) for name, seconds in totals.items()}
+
+
+def _blocks(path: Path) -> list[dict[str, Any]]:
+    """What datatrove keeps of a task's blocks; nothing where the machine broke down before that was on its disk: the corpus is whole without it."""
+    try:
+        return list(json.loads(path.read_bytes()))
+    except ValueError:
+        return []

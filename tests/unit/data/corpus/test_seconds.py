@@ -67,6 +67,12 @@ def test_a_block_that_nothing_came_to_took_no_time(tmp_path: Path) -> None:
     assert (found["drops all"], found["write"]) == (0, 0)
 
 
+def test_what_a_breakdown_left_empty_counts_for_nothing(tmp_path: Path) -> None:
+    do(tmp_path / "read", [Naps("read", NAP_S)], 2)
+    (tmp_path / "read/stats/00001.json").write_bytes(b"")
+    assert 2 * NAP_S <= seconds_of(tmp_path)["read"]["read"] < 4 * NAP_S
+
+
 def test_a_round_without_tasks_is_not_told_and_an_unknown_one_is_our_bug(tmp_path: Path) -> None:
     (tmp_path / "verify").mkdir()
     assert seconds_of(tmp_path) == {}
