@@ -14,18 +14,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fox.artifacts import sha256_of, write_json
-from fox.data.files import ROWS, SourceFile, suffix_of
-from fox.data.quarantine import BadRecord, visible
+from fox.artifacts import write_json
+from fox.data.files import ROWS, SourceFile, files_named, hashes_named
+from fox.data.quarantine import BadRecord
 from fox.data.rows import rows_of
 from fox.errors import UserError
 from fox.progress import Meter
+
+_KEY = "data.decontaminate"
+_MEND = "Name files of questions (.jsonl or .json, also .gz or .zst), or a glob of them."
 
 GRAM_WORDS = 13
 MIN_WORDS = 8
@@ -134,34 +136,12 @@ class Questions:
 
 def question_files(patterns: Sequence[str]) -> list[SourceFile]:
     """The files that `data.decontaminate` names, each once. Raises UserError where a pattern names none, or one of another kind."""
-    files: dict[str, SourceFile] = {}
-    for pattern in patterns:
-        try:
-            found = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  # Path.glob knows no absolute pattern
-        except RuntimeError as error:  # ~ of an unknown user
-            raise _refused(pattern, f"can't be a path: {error}") from None
-        if not found:
-            raise _refused(pattern, "names no file")
-        for name in found:
-            path = Path(name)
-            file = SourceFile(path, visible("/".join(path.parts[-2:])), suffix_of(path.name))
-            if file.format not in ROWS or not path.is_file():
-                raise _refused(pattern, f"names {visible(name)}, which is no file of JSON")
-            files[name] = file
-    return list(files.values())
+    return files_named(_KEY, patterns, ROWS, _MEND)
 
 
 def hashes_of(files: Sequence[SourceFile]) -> dict[str, str]:
     """The SHA-256 of each file, by its place in the list and its label. Raises UserError where one can't be read."""
-    try:
-        return {f"{number} {file.label}": sha256_of(file.path) for number, file in enumerate(files, 1)}
-    except OSError as error:
-        raise _refused(str(error.filename), f"can't be read: {error.strerror}") from None
-
-
-def _refused(pattern: str, problem: str) -> UserError:
-    mend = "Name files of questions (.jsonl or .json, also .gz or .zst), or a glob of them."
-    return UserError("data.decontaminate", pattern, problem=problem, mend=mend)
+    return hashes_named(_KEY, files, _MEND)
 
 
 def _texts(file: SourceFile) -> Iterator[tuple[str, bool]]:
@@ -182,7 +162,7 @@ def _texts(file: SourceFile) -> Iterator[tuple[str, bool]]:
 
 def _unreadable(file: SourceFile, problem: str) -> UserError:
     mend = "Mend the file, or name others: what is not read would not be kept out of the training."
-    return UserError("data.decontaminate", str(file.path), problem=problem, mend=mend)
+    return UserError(_KEY, str(file.path), problem=problem, mend=mend)
 
 
 def _strings(value: object, key: str = "") -> Iterator[tuple[str, bool]]:

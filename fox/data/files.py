@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from glob import glob
 from importlib import metadata
 from operator import itemgetter
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from fox.artifacts import sha256_of
 from fox.data.quarantine import Tally, visible
 from fox.data.remote import Remote, is_remote, listed
 from fox.errors import UserError
@@ -97,6 +99,34 @@ def files_of(name: str, source: Source, tally: Tally) -> list[SourceFile]:
             mend=f"Fox reads {', '.join((*PAGES, *ROWS, *ARCHIVES))} (also with {' or '.join(COMPRESSED)}) and .parquet. Name another path, or other files: -o source.{name}.files='**/*'",
         )
     return files
+
+
+def files_named(key: str, patterns: Sequence[str], formats: Collection[str], mend: str) -> list[SourceFile]:
+    """The files that a list of globs in a recipe names, each once. Raises UserError where one names none, or one that has none of the formats."""
+    files: dict[str, SourceFile] = {}
+    for pattern in patterns:
+        try:
+            found = sorted(glob(str(Path(pattern).expanduser()), recursive=True))  # noqa: PTH207  # Path.glob knows no absolute pattern
+        except RuntimeError as error:  # ~ of an unknown user
+            raise UserError(key, pattern, problem=f"can't be a path: {error}", mend=mend) from None
+        if not found:
+            raise UserError(key, pattern, problem="names no file", mend=mend)
+        for name in found:
+            path = Path(name)
+            file = SourceFile(path, visible("/".join(path.parts[-2:])), suffix_of(path.name))
+            if file.format not in formats or not path.is_file():
+                problem = f"names {visible(name)}, which is no file of {', '.join(formats)}"
+                raise UserError(key, pattern, problem=problem, mend=mend)
+            files[name] = file
+    return list(files.values())
+
+
+def hashes_named(key: str, files: Sequence[SourceFile], mend: str) -> dict[str, str]:
+    """The SHA-256 of each file, by its place in the list and its label. Raises UserError where one can't be read."""
+    try:
+        return {f"{number} {file.label}": sha256_of(file.path) for number, file in enumerate(files, 1)}
+    except OSError as error:
+        raise UserError(key, str(error.filename), problem=f"can't be read: {error.strerror}", mend=mend) from None
 
 
 Named = tuple[str, Path | Remote, str]

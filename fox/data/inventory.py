@@ -29,6 +29,8 @@ def take_inventory(recipe: Recipe, known: Inventory, meter: Meter) -> Inventory:
     """Hash every file of every source. A file whose size and time are those in `known` keeps the hash it has there."""
     inventory: Inventory = {}
     for name, source in recipe.source.items():
+        if source.best_of is not None:  # its files are those of another
+            continue
         inventory[name] = {}
         for file in files_of(name, source, Tally(name, source)):
             entry = inventory[name][file.label] = _entry(file, known.get(name, {}).get(file.label, {}))

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from fox.errors import Problem
 from fox.recipe.keys import KeyPath, dotted
-from fox.recipe.schema import Optimizer, Recipe, Schedule
+from fox.recipe.schema import TOP, Optimizer, Recipe, Schedule, Source
 from fox.recipe.section import Hole, Section
 from fox.recipe.stage import Stage, steps_saved
 
@@ -28,6 +28,8 @@ def contradictions(recipe: Recipe) -> Iterator[Problem]:
     for check in (
         _source_names,
         _filtered_chats,
+        _best,
+        _quality,
         _stage_names,
         _run_name,
         _head_dim,
@@ -82,6 +84,49 @@ def _filtered_chats(recipe: Recipe) -> Iterator[Problem]:
         if source.kind == "chat" and source.filter:
             reason, key = "is about documents, and these are chats", dotted(("source", name, "filter"))
             yield Problem(key, reason, f"Leave it out, or set {dotted(('source', name, 'kind'))} to text.")
+
+
+def _best(recipe: Recipe) -> Iterator[Problem]:
+    """What is wrong with sources that have the best documents of others."""
+    first: dict[str, str] = {}
+    for name, source in recipe.source.items():
+        if source.best_of is not None:
+            yield from _known(_best_of(recipe, name, source, source.best_of, first))
+
+
+def _best_of(recipe: Recipe, name: str, source: Source, of: str, first: dict[str, str]) -> Iterator[Problem]:
+    at, other = dotted(("source", name)), recipe.source.get(of)
+    texts = [n for n, s in recipe.source.items() if s.kind == "text" and s.best_of is None]
+    mend = f"Name a source of documents: {', '.join(texts)}." if texts else "Add a source of documents."
+    if other is None:
+        yield Problem(f"{at}.path", f"is the best of {of or 'nothing'}, which is no source", mend, source.path)
+    elif other.best_of is not None:
+        yield Problem(f"{at}.path", f"is the best of {of}, which is itself the best of another", mend, source.path)
+    elif other.kind == "chat":
+        yield Problem(f"{at}.path", f"is the best of {of}, and these are chats, which have no score", mend, source.path)
+    elif of in first:
+        yield Problem(f"{at}.path", f"is the best of {of}, as {first[of]} is", "Leave one of the two out.", source.path)
+    first.setdefault(of, name)
+    if source.kind == "chat":
+        reason = "is not what they are: the best documents of another source are documents"
+        yield Problem(f"{at}.kind", reason, f"Try -o {at}.kind=text.", source.kind)
+    if source.filter:
+        reason = "has no use, since the documents have passed the filter of their source"
+        yield Problem(f"{at}.filter", reason, f"Leave it out, or give it to {of}.")
+    yield from _without_effect(at, source, ("files", "text_field", "max_bad_fraction"), f"{at}.path = {source.path!r}")
+
+
+def _quality(recipe: Recipe) -> Iterator[Problem]:
+    best = [name for name, source in recipe.source.items() if source.best_of is not None]
+    if best and recipe.data.quality is None:
+        mend = "Name files of examples: -o 'data.quality.good=[\"FILES\"]'."
+        at, path = dotted(("source", best[0], "path")), recipe.source[best[0]].path
+        yield Problem(at, "needs examples of what is good, and there is no [data.quality]", mend, path)
+    elif recipe.data.quality is not None and not best:
+        reason = "moves nothing, since no source has the best documents of another"
+        texts = [name for name, source in recipe.source.items() if source.kind == "text"]
+        mend = f"Try -o source.best.path={TOP}{texts[0] if texts else 'NAME'}, or leave it out."
+        yield Problem("data.quality", reason, mend)
 
 
 def _source_names(recipe: Recipe) -> Iterator[Problem]:

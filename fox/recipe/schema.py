@@ -11,6 +11,9 @@ from fox.recipe.keys import KeyPath
 from fox.recipe.section import LARGEST, Fraction, Positive, Section, Whole, WholeOrZero, is_section, plain, whole
 from fox.recipe.stage import Stage
 
+TOP = "top:"
+"""How the path of a source begins that has the best documents of another."""
+
 VERSION = 2
 """Of what recipes may say, today. Older pages are read, too (fox/recipe/migrate.py)."""
 
@@ -39,7 +42,8 @@ class Source(Section):
     """Where documents come from."""
 
     path: str
-    """A file, a folder, or `pip:NAME` for the files that an installed package carries; `~` is your home folder."""
+    """A file, a folder, or `pip:NAME` for the files that an installed package carries; `~` is your home folder. `top:NAME` is the best
+    documents of the source of that name, which are moved here: see data.quality."""
     kind: Literal["text", "chat"] = "text"
     """Plain documents, or conversations with `messages`."""
     files: str = "**/*"
@@ -54,6 +58,11 @@ class Source(Section):
     """Where the documents come from, for the model card."""
     filter: Filter | None = None
     """Drops documents by their address, language, words and form; without it all are kept."""
+
+    @property
+    def best_of(self) -> str | None:
+        """The source of which these are the best documents; None where they are read from files."""
+        return self.path.removeprefix(TOP) if self.path.startswith(TOP) else None
 
 
 class Executor(Section):
@@ -88,8 +97,21 @@ class Duplicates(Section):
     """Lines of eight words and more go that an earlier document has, too (as in CCNet, arXiv 1911.00359)."""
 
 
+class Quality(Section):
+    """Which documents are the best of their source: those most like examples, by a linear classifier of words and pairs of words (of fastText's
+    class, as in DCLM, arXiv 2406.11794). They are moved to the source whose path is `top:` and the source's name, so that a last stage can name it."""
+
+    good: Annotated[list[str], Field(min_length=1)]
+    """Files of documents that are as is wanted, in any format of a source (rows have their text in `text`), or globs of them. Hundreds do; of more
+    than 20,000 a part is drawn."""
+    bad: list[str] = Field(default=[])
+    """Files of documents that are as is not wanted; where there are none, documents drawn from the ranked sources stand for the ordinary."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of the documents of a ranked source that pass filters and duplicates, the share that is moved. DCLM kept a tenth."""
+
+
 class Data(Section):
-    """How documents become training and held-out text. With `executor`, a source's `filter`, or `duplicates`, a corpus is made of them first."""
+    """How documents become training and held-out text. With `executor`, a source's `filter`, `duplicates`, or `quality`, a corpus is made of them first."""
 
     heldout_fraction: Annotated[float, Field(gt=0, lt=0.5)] = 0.02
     """The share of documents, chosen by the hash of their content, that no model is trained on."""
@@ -98,6 +120,8 @@ class Data(Section):
     texts, or a shorter text as a whole, is left out (arXiv 2005.14165, appendix C)."""
     duplicates: Duplicates | None = None
     """Documents and lines that were there before are left out; all stay where it is not given."""
+    quality: Quality | None = None
+    """The best documents of a source become a source of their own."""
     mask_personal: list[Literal["email", "ip", "card", "phone"]] = Field(default=[])
     """Personal data that give way to values kept free for examples: e-mail and IP addresses, card numbers whose check digit is right, telephone
     numbers that begin with + or are written as in North America."""
@@ -300,8 +324,8 @@ class Recipe(Section):
     @property
     def makes_corpus(self) -> bool:
         """Whether the sources are made into a corpus before anything is learnt from them."""
-        wanted = self.data.executor or self.data.duplicates or any(source.filter for source in self.source.values())
-        return bool(wanted)
+        wanted = self.data.executor or self.data.duplicates or self.data.quality
+        return bool(wanted) or any(source.filter for source in self.source.values())
 
 
 def without_descriptions(page: dict[str, Any]) -> dict[str, Any]:

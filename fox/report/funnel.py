@@ -36,10 +36,49 @@ class Funnel(Lenient):
 
     read: Count
     kept: Count
+    moved: dict[str, Count] = Field(default={})
     dropped: dict[str, dict[str, Dropped]] = Field(default={})
     cut: dict[str, dict[str, int]] = Field(default={})
     licenses: dict[str, int] = Field(default={})
     languages: dict[str, int] = Field(default={})
+
+
+class Scored(Lenient):
+    """A document, to look at."""
+
+    score: float
+    place: str = ""
+    url: str = ""
+    text: str = ""
+
+
+class Ranked(Lenient):
+    """What became of the documents of one source by their scores."""
+
+    best: str
+    documents: int = 0
+    threshold: float
+    lowest: float
+    highest: float
+    bars: list[int] = Field(default=[])
+    first: list[Scored] = Field(default=[])
+    last: list[Scored] = Field(default=[])
+
+
+class Learnt(Lenient):
+    """How well the score tells apart examples that it has not seen."""
+
+    auc: float = 0.0
+    accuracy: float = 0.0
+    examples: int = 0
+
+
+class Ranking(Lenient):
+    """`corpus/quality.json`, where the best documents were moved."""
+
+    held_out: Learnt = Learnt()
+    examples: dict[str, int] = Field(default={})
+    sources: dict[str, Ranked] = Field(default={})
 
 
 class Reading(Lenient):
@@ -90,29 +129,45 @@ def read_funnels(run: Path) -> tuple[dict[str, Funnel], Manifest]:
         mend = "Make one: `fox corpus RECIPE`, with a [data.executor] table in the recipe."
         raise UserError("RUN", str(run), problem="has no corpus", mend=mend) from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise Failure(
-            f"{path}: is not as Fox writes it ({first['msg']}). Make the corpus again: --redo corpus."
-        ) from None
+        raise _not_ours(path, error) from None
     return funnels, manifest
+
+
+def _ranking(path: Path) -> Ranking:
+    try:
+        return Ranking.model_validate_json(path.read_bytes()) if path.exists() else Ranking()
+    except ValidationError as error:
+        raise _not_ours(path, error) from None
+
+
+def _not_ours(path: Path, error: ValidationError) -> Failure:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return Failure(f"{path}: is not as Fox writes it ({first['msg']}). Make the corpus again: --redo corpus.")
 
 
 def write_funnel(run: Path) -> Path:
     """Write `run/corpus.html`; its path. Raises as `read_funnels`."""
     funnels, manifest = read_funnels(run)
+    ranking = _ranking(run / "corpus/quality.json")
     page = template("funnel.html.jinja").render(
         name=run.resolve().name,
         icon=icon_address(),
         headlines=_headlines(funnels),
-        sources=[_source(name, funnel, manifest.reading(name)) for name, funnel in funnels.items()],
         times=_times(manifest.facts.seconds),
+        ranking=_learnt(ranking),
+        sources=[
+            _source(name, funnel, manifest.reading(name)) | _scores(ranking.sources.get(name))
+            for name, funnel in funnels.items()
+        ],
     )
     write_atomically(run / PAGE, page.encode(errors="replace"))
     return run / PAGE
 
 
 def _headlines(funnels: Mapping[str, Funnel]) -> list[Figure]:
-    read, kept = (sum(getattr(funnel, which).documents for funnel in funnels.values()) for which in ("read", "kept"))
+    arrived = {to for funnel in funnels.values() for to in funnel.moved}  # their documents were read elsewhere
+    read = sum(funnel.read.documents for name, funnel in funnels.items() if name not in arrived)
+    kept = sum(funnel.kept.documents for funnel in funnels.values())
     size = sum(funnel.kept.bytes for funnel in funnels.values())
     reasons = Counter(
         {
@@ -172,6 +227,44 @@ def _times(seconds: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str, s
     ]
 
 
+def _learnt(ranking: Ranking) -> str:
+    """A sentence on the score; nothing where there is none."""
+    if not ranking.sources:
+        return ""
+    good, ordinary = (quantities.count(ranking.examples.get(kind, 0)) for kind in ("good", "ordinary"))
+    held_out = ranking.held_out
+    return (
+        f"Learnt from {good} good and {ordinary} ordinary examples. Of {quantities.count(held_out.examples)} others, it has a good one above an ordinary one "
+        f"{held_out.auc:.1%} of the time, and {held_out.accuracy:.1%} of both kinds on their side of 0."
+    )
+
+
+def _scores(ranked: Ranked | None) -> dict[str, Any]:
+    """The scores of a ranked source as bars, and the documents at both ends."""
+    if ranked is None:
+        return {"scores": None}
+    width = (ranked.highest - ranked.lowest) / max(1, len(ranked.bars))
+    most = max(ranked.bars, default=0)
+    bars = [
+        {
+            "height": round(100 * count / max(1, most), 2),
+            "is_moved": ranked.lowest + width * (at + 1) > ranked.threshold,
+            "told": f"{ranked.lowest + width * at:.2f} to {ranked.lowest + width * (at + 1):.2f}: {quantities.count(count)}",
+        }
+        for at, count in enumerate(ranked.bars)
+    ]
+    ends = (("The best", ranked.first), ("The last", ranked.last))
+    return {
+        "scores": {
+            "bars": bars,
+            "lowest": f"{ranked.lowest:.2f}",
+            "highest": f"{ranked.highest:.2f}",
+            "told": f"from {ranked.threshold:.2f} on they were moved to {ranked.best}",
+            "ends": [{"title": title, "samples": samples} for title, samples in ends],
+        }
+    }
+
+
 def _steps(funnel: Funnel) -> list[dict[str, Any]]:
     """How much is left behind each step."""
     whole = max(1, funnel.read.documents)
@@ -182,6 +275,11 @@ def _steps(funnel: Funnel) -> list[dict[str, Any]]:
         left -= sum(dropped.documents for dropped in reasons.values())
         size -= sum(dropped.bytes for dropped in reasons.values())
         steps.append(_step(step, before, left, size, whole))
+    for to, moved in funnel.moved.items():
+        before = left
+        left -= moved.documents
+        size -= moved.bytes
+        steps.append(_step(f"moved to {to}", before, left, size, whole))
     steps.append(_step("kept", left, funnel.kept.documents, funnel.kept.bytes, whole))
     return steps
 

@@ -85,6 +85,7 @@ def corpus_inputs(run: Run, inventory: Inventory) -> Inputs:
         "files": fingerprints(inventory),
         **_question_hashes(run.recipe),
         **_list_hashes(run.recipe),
+        **_example_hashes(run.recipe),
     }
 
 
@@ -97,6 +98,16 @@ def _list_hashes(recipe: Recipe) -> Inputs:
     return {"lists": {name: found for name, found in hashes.items() if found}} if any(hashes.values()) else {}
 
 
+def _example_hashes(recipe: Recipe) -> Inputs:
+    """The hash of each file of examples from which the score of documents is learnt."""
+    if recipe.data.quality is None:
+        return {}
+    from fox.data.quality.examples import example_hashes
+
+    kinds = {"good": recipe.data.quality.good, "bad": recipe.data.quality.bad}
+    return {"examples": {kind: example_hashes(f"data.quality.{kind}", named) for kind, named in kinds.items() if named}}
+
+
 def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in table.items() if value is not None}
 
@@ -104,7 +115,7 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
 FILES = "files.json"
 """What is kept of the sources' files beside what was made of them: the hash of each."""
 
-_LIBRARIES = ("datatrove", "fastwarc", "numpy", "py3langid", "pyarrow", "resiliparse", "tokenizers")
+_LIBRARIES = ("datatrove", "fastwarc", "numpy", "py3langid", "pyarrow", "resiliparse", "scikit-learn", "tokenizers")
 """On which the bytes of a corpus or of shards may depend."""
 
 

@@ -56,6 +56,8 @@ class Funnel:
     kept: Count = field(default_factory=Count)
     dropped: dict[str, dict[str, Dropped]] = field(default_factory=dict)
     """By step of STEPS and by reason."""
+    moved: dict[str, Count] = field(default_factory=dict)
+    """To the source that has the best documents of this one."""
     cut: dict[str, Counter[str]] = field(default_factory=dict)
     """Bytes that a step took from documents which it kept, by reason."""
     licenses: Counter[str] = field(default_factory=Counter)
@@ -92,6 +94,15 @@ class Funnel:
         if document.about.language:
             self.languages[document.about.language] += 1
 
+    def move(self, document: Document, to: str) -> None:
+        """Count a document that has passed everything, and goes to another source."""
+        self.moved.setdefault(to, Count()).add(1, document.num_bytes)
+
+    def arrive(self, document: Document) -> None:
+        """Count a document that has come from another source."""
+        self.read.add(1, document.num_bytes)
+        self.keep(document)
+
     def add(self, part: dict[str, Any]) -> None:
         """Add what a task has counted (`as_dict`)."""
         self.read.add(part["read"]["documents"], part["read"]["bytes"])
@@ -101,6 +112,8 @@ class Funnel:
                 dropped = self._reason(step, reason)
                 dropped.add(of_part["documents"], of_part["bytes"])
                 dropped.samples = _lowest([*dropped.samples, *of_part["samples"]])
+        for to, moved in part.get("moved", {}).items():
+            self.moved.setdefault(to, Count()).add(moved["documents"], moved["bytes"])
         for step, cut in part["cut"].items():
             self.cut_from(step, Counter(cut))
         self.licenses.update(part["licenses"])
@@ -119,6 +132,7 @@ class Funnel:
                 if step in self.dropped
             },
             "cut": {step: _counted(self.cut[step]) for step in STEPS if step in self.cut},
+            "moved": {to: vars(moved) for to, moved in self.moved.items()},
             "kept": vars(self.kept),
             "licenses": _counted(self.licenses),
             "languages": _counted(self.languages),

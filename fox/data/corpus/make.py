@@ -38,6 +38,9 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
         from fox.data.corpus.blocks import Block, Decontaminate, Filter, Ledger, License, Mask, Read, Write
         from fox.data.corpus.executor import Round, do_round
         from fox.data.filters.judge import judge_of
+
+        if recipe.data.quality:
+            import sklearn  # noqa: F401  # before any work, and not after hours of it
     except ImportError as error:
         mend = "pip install 'foxlm[data]'"
         raise UserError(
@@ -63,8 +66,10 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
     settings = recipe.data.executor or Executor()
     labels = _labels(tasks)
     whole = partial(document_path, folder)
+    ranked = frozenset(source.best_of for source in recipe.source.values() if source.best_of)
+    cleaned = partial(_cleaned_path, folder, work / "ranked", ranked)
     looks = recipe.data.duplicates is not None
-    first = partial(document_path, work / "documents") if looks else whole
+    first = partial(document_path, work / "documents") if looks else cleaned
     write = Write(ledger, first, work / "signatures" if looks else None)
     with meter("corpus", sum(task.num_bytes for task in tasks), "bytes", console=console) as shown:
         do_round(
@@ -75,14 +80,27 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
     if recipe.data.duplicates:
         from fox.data.corpus.duplicates import drop_duplicates
 
-        counts = drop_duplicates(recipe, ledger, first, whole, labels, settings, work, console)
-    facts = _facts(recipe, tallies, counts, len(tasks), folder)
+        counts = drop_duplicates(recipe, ledger, first, cleaned, labels, settings, work, console)
+    of_quality: dict[str, Any] = {}
+    if recipe.data.quality:
+        from fox.data.corpus.best import Places, keep, move_best
+
+        places = Places(cleaned, whole, counts, work / "counts-with-the-best", work / "quality")
+        of_quality = {"quality": move_best(recipe, places, labels, settings, work, console)}
+        counts = places.counts
+        keep(places.folder, folder)
+    facts = _facts(recipe, tallies, counts, len(tasks), folder) | of_quality
     return {**facts, "seconds": seconds_of(work / "executor")}
 
 
 def document_path(folder: Path, source: str, task: int) -> Path:
     """Where a task's documents are, if it has any."""
     return folder / source / f"{task:05}.parquet"
+
+
+def _cleaned_path(folder: Path, apart: Path, ranked: frozenset[str], source: str, task: int) -> Path:
+    """Where a task's documents are once they are read, filtered and unlike each other: in their place, unless some are to be moved."""
+    return document_path(apart if source in ranked else folder, source, task)
 
 
 def _labels(tasks: Sequence[Task]) -> list[str]:
@@ -112,8 +130,12 @@ def _facts(recipe: Recipe, tallies: dict[str, Tally], counts: Path, num_tasks: i
         counted = json.loads((counts / f"{task:05}.json").read_bytes())
         tallies[counted["source"]].add(counted["reading"])
         funnels[counted["source"]].add(counted["funnel"])
+        for name, moved in counted.get("moved", {}).items():
+            funnels[name].add(moved)
+            tallies[name].good += moved["kept"]["documents"]
     for name, tally in tallies.items():
-        tally.check()
+        if recipe.source[name].best_of is None:
+            tally.check()
         if not funnels[name].kept.documents:
             raise UserError(
                 f"source.{name}.path",

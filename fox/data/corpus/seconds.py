@@ -13,8 +13,8 @@ from typing import Any
 BlockSeconds = dict[str, float]
 """By the name of a block, in the order of the pipeline."""
 
-ROUNDS = ("read", "duplicates", "shingles", "verify", "write")
-"""In the order in which they are done; the last four only where duplicates are looked for."""
+ROUNDS = ("read", "duplicates", "shingles", "verify", "write", "sample", "score", "move the best")
+"""In the order in which they are done: from the second on where duplicates are looked for, the last three where documents are ranked."""
 
 
 def seconds_of(executor: Path) -> dict[str, BlockSeconds]:

@@ -43,10 +43,12 @@ class CorpusWriter:
             self._file.close()
             self._partial.unlink()
 
-    def write(self, document: Document) -> None:
+    def write(self, document: Document, quality: float | None = None) -> None:
+        """Add a document, and its score where it has one."""
         content = {"messages": list(document.messages or ())} if self._is_chat else {"text": document.text}
         row = {"id": document.digest[:16].hex(), **content, "source": self._source, "place": document.place}
-        self._rows.append({**row, **document.about._asdict(), "language_score": document.language_score})
+        scores = {"language_score": document.language_score, "quality": quality}
+        self._rows.append({**row, **document.about._asdict(), **scores})
         self._size += document.num_bytes
         if self._size >= GROUP_BYTES:
             self._write_group()
@@ -130,4 +132,5 @@ def _schema(is_chat: bool) -> Any:
     content = ("messages", pa.list_(message)) if is_chat else ("text", pa.string())
     about = [(name, pa.string()) for name in About._fields]
     strings = [(name, pa.string()) for name in ("source", "place")]
-    return pa.schema([("id", pa.string()), content, *strings, *about, ("language_score", pa.float32())])
+    scores = [(name, pa.float32()) for name in ("language_score", "quality")]
+    return pa.schema([("id", pa.string()), content, *strings, *about, *scores])

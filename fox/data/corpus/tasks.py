@@ -32,6 +32,8 @@ def tasks_of(recipe: Recipe, tallies: Mapping[str, Tally]) -> list[Task]:
     """
     tasks: list[Task] = []
     for name, source in recipe.source.items():
+        if source.best_of is not None:  # another source's tasks make it
+            continue
         files = files_of(name, source, tallies[name])
         require_readers(name, files)
         tasks += (Task(name, tuple(group), size) for group, size in _groups(files))

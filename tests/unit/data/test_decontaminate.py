@@ -88,7 +88,7 @@ def test_runs_of_words_are_told_apart_by_order_and_place():
     [
         ("a.jsonl", b'{"question": ', "not JSON"),
         ("a.jsonl.gz", b"no gzip", "gzip is cut short"),
-        ("a.csv", b"question", "is no file of JSON"),
+        ("a.csv", b"question", "is no file of .jsonl, .json"),
     ],
 )
 def test_questions_that_can_not_be_read_stop_the_run(tmp_path, name, content, problem):

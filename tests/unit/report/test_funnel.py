@@ -79,3 +79,37 @@ def test_a_run_without_a_corpus_and_a_damaged_one_are_told(tmp_path: Path) -> No
     (run / "corpus/funnel.json").write_text('{"web": {"read": 3}}')
     with pytest.raises(Failure, match=r"funnel\.json"):
         write_funnel(run)
+
+
+def test_what_was_moved_is_neither_dropped_nor_read_twice_and_the_ends_are_shown(tmp_path: Path) -> None:
+    funnel, best = Funnel(), Funnel()
+    for number in range(20):
+        funnel.read.add(1, 10)
+        if number < 5:
+            funnel.move(document(f"{number}"), "best")
+            best.arrive(document(f"{number}"))
+        else:
+            funnel.keep(document(f"{number}"))
+    run = run_with(tmp_path, funnel)
+    (run / "corpus/funnel.json").write_text(json.dumps({"web": funnel.as_dict(), "best": best.as_dict()}))
+    sample = {"score": 1.5, "place": "a.txt", "url": HOSTILE, "text": HOSTILE}
+    ranked = {"best": "best", "documents": 20, "threshold": 1.0, "lowest": -2.0, "highest": 2.0, "bars": [8, 6, 4, 2]}
+    learnt = {"held_out": {"auc": 0.987, "accuracy": 0.5, "examples": 30}, "examples": {"good": 300, "ordinary": 9}}
+    sources = {"web": {**ranked, "first": [sample], "last": [{**sample, "score": -2.0}]}}
+    (run / "corpus/quality.json").write_text(json.dumps({**learnt, "sources": sources}))
+    page = write_funnel(run).read_text()
+    assert "<script" not in page and "<img" not in page and page.count("&lt;script&gt;alert(1)") >= 4
+    assert re.findall(r"<div>(moved to best|read|kept)</div>", page) == [
+        "read",
+        "moved to best",
+        "kept",
+        "read",
+        "kept",
+    ]
+    assert re.findall(r'class="left">([\d,]+)', page) == ["20", "15", "15", "5", "5"]
+    assert re.findall(r'class="figure">([\d,.]+)', page)[0] == "20" and "of 20 read" in page
+    assert page.count('<i class="moved"') == 1 and page.count('style="height: 100.0%"') == 1
+    assert "98.7%" in page and "from 1.00 on they were moved to best" in page
+    (run / "corpus/quality.json").write_text("[]")
+    with pytest.raises(Failure, match=r"quality\.json"):
+        write_funnel(run)
