@@ -11,7 +11,7 @@ books        chapters of two novels are the examples; hidden are chapters of oth
 instructions instructions with answers are the examples; hidden are others. Ordinary: articles that are cut to the same lengths, so that the length
              tells nothing, and dialogues.
 
-AUC is of hidden against ordinary documents, one in fifty hundred alike: how often a hidden one is scored above an ordinary one. Found is the share of
+AUC is of hidden against ordinary documents: how often a hidden one is scored above an ordinary one. Found is the share of
 hidden ones among those that are moved. Speed is text a second on one core, scored document by document as a task does it, the median of so many rounds.
 
 What it does not show: that a model learns more from what is moved. Kinds of text that are this unlike are told apart by their words; what is well

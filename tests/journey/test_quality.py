@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from rich.console import Console
 from fox.artifacts import sha256_of
 from fox.data.corpus.make import make_corpus
 from fox.errors import Failure
+from fox.formats.token_shards import Shard
 from fox.recipe import load_recipe
+from fox.tokenizer import Tokenizer
+from fox.tokenizer.chat import encode_chats
 from tests.journey.micro_run import HERE, fox, kill_when
 
 CORPUS = Path("runs/micro/corpus")
@@ -173,11 +177,16 @@ def test_a_corpus_that_was_begun_with_other_examples_is_not_gone_on_with(world: 
 def test_the_last_stage_reads_the_best_and_chats_through_their_template(world: Path) -> None:
     fox(world, "run", "micro.toml")
     run = world / "runs/micro"
-    said = " ".join(fox(world, "data", "inspect", "runs/micro", "--step", "18")[0].split())
-    assert "best" in said and "chats" in said and "<|im_start|>" in said
+    said = fox(world, "data", "inspect", "runs/micro", "--step", "18")[0]
+    assert "best: 40.00% of the mixture" in said and "chats: 30.00% of the mixture" in said
+    assert re.search(r"^row \d+: best, ", said, re.MULTILINE) and re.search(r"^row \d+: chats, ", said, re.MULTILINE)
+    tokenizer, shard = Tokenizer.load(run / "tokenizer"), Shard(run / "data/chats.train.ds", 420)
+    learnt = [shard.tokens[slice(*shard.span(number))].tolist() for number in range(len(shard))]
+    of_corpus = encode_chats(tokenizer, [tuple(row["messages"]) for row in rows(world, "chats")])
+    assert learnt and all(chat in [encoded.ids.tolist() for encoded in of_corpus] for chat in learnt)
     facts = json.loads((run / "manifests/data.json").read_bytes())["facts"]["sources"]
     assert facts["best"]["documents"] == FILES * STORIES // EVERY
     out, _ = fox(world, "data", "verify", "runs/micro")
     assert "all that was made is as it was made" in out
-    page = (run / "corpus.html").read_text() if (run / "corpus.html").exists() else ""
-    assert not page or "moved to best" in page
+    fox(world, "data", "report", "runs/micro")
+    assert "moved to best" in (run / "corpus.html").read_text()
