@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ _QUESTION_KEYS = ("question", "query", "prompt", "problem", "instruction", "ctx"
 """Under which evaluation sets keep what is asked."""
 
 _WORD = re.compile(r"[^\W_]+")
+_INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF])
+"""Signs that a page may have within words, and that nobody sees: soft hyphens, joiners and such."""
 _BLANK = re.compile(r"(?<!\w)_+(?!\w)")
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it can be divided by: no word's place is lost in the product
 
@@ -178,6 +181,8 @@ def _strings(value: object, key: str = "") -> Iterator[tuple[str, bool]]:
 
 def words_of(text: str) -> np.ndarray:
     """A text's words as numbers (uint64): the same for the same letters and digits, whatever stands between them."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text.translate(_INVISIBLE))
     return np.fromiter(map(_number, _WORD.findall(text.casefold())), dtype=np.uint64)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from glob import glob
@@ -71,12 +72,14 @@ def files_of(name: str, source: Source, tally: Tally) -> list[SourceFile]:
     else:
         named = _carried_by(name, source) if source.path.startswith("pip:") else _on_disk(name, source, tally)
     pattern = source.files.split("/")
-    files = []
+    files, taken = [], Counter[str]()
     for label, path, root in sorted(named, key=itemgetter(0)):
         if not _matches(label.split("/"), pattern):
             continue
-        label = visible(label)
-        suffix = suffix_of(label)
+        shown = visible(label)
+        taken[shown] += 1
+        label = shown if taken[shown] == 1 else f"{shown} ({taken[shown]})"  # names that differ in what can't be shown
+        suffix = suffix_of(shown)
         if any(part.startswith(".") for part in label.split("/")):
             tally.skip(label, "hidden")
         elif suffix not in READABLE:

@@ -36,12 +36,12 @@ class SourceReader:
         source = self._recipe.source[name]
         tally, hits = Tally(name, source), Hits()
         for whole in read_source(name, source, tally):
+            if self._questions and (file := self._questions.file_with(whole.content)):
+                hits.add(file, whole.place)
+                continue
             document, found = mask_document(whole, self._recipe.data.mask_personal)
             tally.masked.update(found)
-            if self._questions and (file := self._questions.file_with(document.content)):
-                hits.add(file, document.place)
-            else:
-                yield document
+            yield document
         self._facts[name] = {"reading": tally.as_dict(), "contaminated": hits.as_dict()}
 
     def facts(self, name: str) -> dict[str, Any]:

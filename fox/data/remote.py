@@ -55,7 +55,7 @@ def listed(name: str, source: Source) -> Iterator[Remote]:
         raise _refused(name, source, FileNotFoundError("there is no such file or folder"))
     for path, info in found.items():
         label = path.removeprefix(root).lstrip("/") or path.rpartition("/")[2]
-        version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
+        version = next((str(info[key]) for key in _VERSIONS if info.get(key)), f"{info.get('size')} bytes")
         yield Remote(store.unstrip_protocol(path), label, int(info.get("size") or 0), version)
 
 

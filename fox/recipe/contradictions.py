@@ -18,6 +18,7 @@ from fox.recipe.stage import Stage, steps_saved
 
 KINDS = ("text", "chat")
 MODELS = ("start", "averaged", "base", "tuned")
+CORPUS_FILES = ("files.json", "funnel.json", "quality.json", "quality.safetensors")
 LONGEST_NAME = 100  # bytes: names get endings such as .manifest.json, and file systems end at 255
 
 Found = TypeVar("Found")
@@ -133,6 +134,10 @@ def _source_names(recipe: Recipe) -> Iterator[Problem]:
     for name in recipe.source:
         if name in KINDS:
             yield Problem(f"source.{name}", f"{name} is a kind, not a name", f"Call it {name}s, say.")
+        elif name in CORPUS_FILES:
+            yield Problem(
+                dotted(("source", name)), "is what a corpus calls a file of its own", f"Call it {name[:-5]}, say."
+            )
         elif re.fullmatch("[0-9]+", name):
             reason = "is a number, which chunk_length would take for a length"
             yield Problem(dotted(("source", name)), reason, f"Call it s{name}, say.")

@@ -42,8 +42,7 @@ class Source(Section):
     """Where documents come from."""
 
     path: str
-    """A file, a folder, or `pip:NAME` for the files that an installed package carries; `~` is your home folder. `top:NAME` is the best
-    documents of the source of that name, which are moved here: see data.quality."""
+    """A file, a folder, or `pip:NAME` for the files that an installed package carries; `~` is your home folder; `top:NAME`: the best of that source (data.quality)."""
     kind: Literal["text", "chat"] = "text"
     """Plain documents, or conversations with `messages`."""
     files: str = "**/*"
@@ -125,8 +124,9 @@ class Data(Section):
     mask_personal: list[Literal["email", "ip", "card", "phone"]] = Field(default=[])
     """Personal data that give way to values kept free for examples: e-mail and IP addresses, card numbers whose check digit is right, telephone
     numbers that begin with + or are written as in North America."""
-    unlicensed: Literal["keep", "leave out"] = "leave out"
-    """Of a corpus: what becomes of documents whose terms neither their row or page nor their source states."""
+    unlicensed: Literal["keep", "leave out"] | None = None
+    """What becomes of documents whose terms neither their row or page nor their source states: of a corpus they are left out unless this
+    keeps them. A recipe that says it asks for a corpus."""
     executor: Executor | None = None
     """Make a corpus of the sources first, in parallel."""
 
@@ -324,7 +324,7 @@ class Recipe(Section):
     @property
     def makes_corpus(self) -> bool:
         """Whether the sources are made into a corpus before anything is learnt from them."""
-        wanted = self.data.executor or self.data.duplicates or self.data.quality
+        wanted = self.data.executor or self.data.duplicates or self.data.unlicensed or self.data.quality
         return bool(wanted) or any(source.filter for source in self.source.values())
 
 

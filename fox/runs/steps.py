@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 import fox
-from fox.artifacts import WORK, folder_made_whole, sha256_of, write_json
+from fox.artifacts import WORK, folder_made_whole, sha256_of, sha256_of_json, write_json
 from fox.data.decontaminate import Questions, hashes_of, question_files
 from fox.data.inventory import Inventory, contents, fingerprints, read_inventory, take_inventory
 from fox.data.readers import CorpusReader, Reader, SourceReader
 from fox.data.shards import shard_path, training_texts, write_shards
-from fox.errors import UserError
+from fox.errors import Failure, UserError
 from fox.formats.token_shards import Shard
 from fox.progress import Meter, meter
 from fox.recipe import Recipe
@@ -59,6 +59,13 @@ def recipe_inputs(recipe: Recipe, step: str) -> Inputs:
         values["source"] = kept
     if step == "corpus":
         del values["data"]["heldout_fraction"]
+        for name, source in values["source"].items():
+            source["license"] = recipe.source[
+                name
+            ].license  # each document is kept with its terms, or left out for lack of them
+            del source["max_bad_fraction"]  # decides whether there is a corpus, and nothing of what is in it
+    elif "source" in values and recipe.makes_corpus:
+        values["makes_corpus"] = True
     if step in ("pretrain", "tune"):
         values["train"] = _how_to_train(recipe)
     if step == "pretrain":
@@ -134,14 +141,30 @@ def make_corpus(run: Run, inputs: Inputs, inventory: Inventory, console: Console
     folder = run.folder / STEPS["corpus"][0]
     run.check_begun("corpus", folder / WORK / "inputs.json", inputs)
     facts = make(run.recipe, _questions(run.recipe, console), folder, console)
+    _check_still(run.recipe, inventory, "corpus")
     write_json(folder / FILES, contents(inventory))
     return {**facts, "versions": _versions()}
+
+
+def _check_still(recipe: Recipe, inventory: Inventory, step: str) -> None:
+    """Raise Failure where a file is not as it was before it was read: nobody could say what was made of it."""
+    with meter("look at the sources again", None, "bytes") as shown:
+        now = take_inventory(recipe, inventory, shown)
+    for name in inventory:
+        then, today = contents(inventory)[name], contents(now)[name]
+        changed = sorted(label for label in then.keys() | today.keys() if then.get(label) != today.get(label))
+        if changed:
+            raise Failure(
+                f"source.{name}: {changed[0]} has changed, come or gone while the sources were read"
+                + (f", and {len(changed) - 1} more" if len(changed) > 1 else "")
+                + f". Let them rest, and read them again: --redo {step}."
+            )
 
 
 def _documents_read(run: Run, inventory: Inventory) -> Inputs:
     """What is read by those who learn from documents: the corpus, or the sources themselves."""
     if run.recipe.makes_corpus:
-        return {"corpus": run.needs("corpus")["outputs"]}
+        return {"corpus": sha256_of_json(run.needs("corpus")["outputs"])}
     return {"files": fingerprints(inventory), **_question_hashes(run.recipe)}
 
 
@@ -241,7 +264,12 @@ def _reader(run: Run, console: Console) -> Reader:
     """Who reads the documents to learn from."""
     if (corpus := _corpus(run)) is None:
         return SourceReader(run.recipe, _questions(run.recipe, console))
+    check_undamaged(run, {"corpus": _documents_of(run)}, console)
     return CorpusReader(corpus, run.needs("corpus")["facts"]["sources"])
+
+
+def _documents_of(run: Run) -> list[str]:
+    return [name for name in run.needs("corpus")["outputs"] if name.endswith(".parquet")]
 
 
 def make_data(run: Run, inputs: Inputs, inventory: Inventory, console: Console) -> Facts:
@@ -251,12 +279,14 @@ def make_data(run: Run, inputs: Inputs, inventory: Inventory, console: Console) 
         from fox.data.corpus.tokenize import tokenize_corpus
 
         run.check_begun("data", folder / WORK / "inputs.json", inputs)
+        check_undamaged(run, {"corpus": _documents_of(run)}, console)
         read = run.needs("corpus")["facts"]["sources"]
         facts = tokenize_corpus(run.recipe, run.folder / "tokenizer", corpus, read, folder, console)
     else:
         tokenizer, reader = Tokenizer.load(run.folder / "tokenizer"), _reader(run, console)
         with folder_made_whole(folder) as partial, meter("data", None, "bytes", console=console) as shown:
             facts = write_shards(run.recipe, tokenizer, reader, partial, shown)
+            _check_still(run.recipe, inventory, "data")
             write_json(partial / FILES, contents(inventory))
     return {"sources": {name: of_source.as_dict() for name, of_source in facts.items()}, "versions": _versions()}
 

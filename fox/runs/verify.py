@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.console import Console
 
 from fox.artifacts import sha256_of
 from fox.data.corpus.store import files_of_corpus
 from fox.data.files import files_of
-from fox.data.inventory import inventory_entry
+from fox.data.inventory import Inventory, inventory_entry
 from fox.data.quarantine import Tally
 from fox.data.shards import SPLITS, shard_path
 from fox.errors import Failure, UserError
@@ -72,7 +72,10 @@ def _sources(recipe: Recipe, folder: Path) -> Iterator[Finding | None]:
             break
     else:
         return
-    kept: dict[str, dict[str, dict[str, Any]]] = json.loads(path.read_bytes())
+    try:
+        kept = TypeAdapter(Inventory).validate_json(path.read_bytes())
+    except ValueError:
+        return  # damaged, as its hash has told
     for name, files in kept.items():
         try:
             now = {file.label: file for file in files_of(name, recipe.source[name], Tally(name, recipe.source[name]))}
@@ -86,7 +89,7 @@ def _sources(recipe: Recipe, folder: Path) -> Iterator[Finding | None]:
             remote = now[label].remote
             today = {"version": remote.version} if remote else inventory_entry(now[label].path, {})
             same = all(today.get(key) == entry.get(key) for key in ("sha256", "version"))
-            yield None if same else Finding(f"source {name}: {label}", "has changed since it was read", harms=False)
+            yield None if same else Finding(f"source {name}: {label}", "is not what was read", harms=False)
         for label in now.keys() - files.keys():
             yield Finding(f"source {name}: {label}", "is new since", harms=False)
 

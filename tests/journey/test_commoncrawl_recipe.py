@@ -74,8 +74,8 @@ def test_the_time_of_each_step_is_kept(made: Made) -> None:
         "read",
         "licence",
         "filter",
-        "mask personal data",
         "evaluation texts",
+        "mask personal data",
         "write",
     ]
     assert list(made.seconds) == [

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from fox.artifacts import sha256_of
+from fox.data.corpus.store import read_documents
+from fox.errors import Failure
 from fox.formats.token_shards import Shard
 from fox.tokenizer import Tokenizer
 from tests.journey.micro_run import ENVIRONMENT, HERE, fox, kill_when, start
@@ -206,7 +208,7 @@ def test_what_was_made_is_verified_and_a_document_is_found(world: Path) -> None:
     assert "all that was made is as it was made" in out
     (world / "own/0.jsonl").write_text("other")
     out, _ = fox(world, "data", "verify", "runs/micro")
-    assert "note: source stories: 0.jsonl has changed since it was read" in out
+    assert "note: source stories: 0.jsonl is not what was read" in out
     for name in (f"data/{shard}.documents", "corpus/stories/00000.parquet"):
         path = world / "runs/micro" / name
         content = bytearray(path.read_bytes())
@@ -214,6 +216,104 @@ def test_what_was_made_is_verified_and_a_document_is_found(world: Path) -> None:
         path.write_bytes(content)
         out, _ = fox(world, "data", "verify", "runs/micro", expect=1)
         assert f"damaged: {name} has changed since it was made" in out
+
+
+def own(world: Path, texts: list[str], *words: str, **row: str) -> dict[str, object]:
+    """The funnel of a corpus of these texts, each a row of its own, with what else rows have."""
+    (world / "own").mkdir(exist_ok=True)
+    lines = [json.dumps({"text": text, "license": "CC0", **row}) for text in texts]
+    (world / "own/0.jsonl").write_text("\n".join(lines))
+    source = "-o", "source.stories.path='own'", "-o", "source.stories.files='0.jsonl'"
+    fox(world, "corpus", "micro.toml", *READING, *source, *words)
+    return json.loads((world / CORPUS / "funnel.json").read_bytes())["stories"]
+
+
+QUESTION = "Which of the seven small foxes that live under the old mill ran over the lazy dog at night?"
+LINE = "this is a line that stands in more than one document"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"It asked. {QUESTION} Nobody knew.",
+        QUESTION.replace("foxes that", f"foxes that\n{LINE}\n"),  # whole once the line is cut
+        QUESTION.replace("foxes", "fo\u00adxes").replace("night", "ni\u00adght"),
+        "Call +1 212 555 0175, it said: who is it that answers there today?",
+    ],
+)
+def test_a_planted_question_reaches_no_corpus(world: Path, text: str) -> None:
+    questions = [QUESTION, "Call +1 212 555 0175, it said: who is it that answers there today?"]
+    (world / "eval.jsonl").write_text("\n".join(json.dumps({"question": question}) for question in questions))
+    words = "-o", "data.decontaminate=['eval.jsonl']", "-o", "data.mask_personal=['phone']"
+    funnel = own(world, [f"First.\n{LINE}", "A story.", text], *ONCE, *words)
+    assert [(step, sum(of["documents"] for of in found.values())) for step, found in funnel["dropped"].items()] == [
+        ("evaluation", 1)
+    ]
+
+
+def test_other_terms_make_another_corpus(world: Path) -> None:
+    small = "-o", "source.stories.files='0.jsonl'"
+    fox(world, "corpus", "micro.toml", *small, "-o", "source.chats.license=CC0")
+    _, errors = fox(world, "corpus", "micro.toml", *small, "-o", "source.chats.license=MIT", expect=2)
+    assert "source.chats.license = MIT: was 'CC0' when `corpus` was done" in " ".join(
+        errors.replace("'MIT'", "MIT").split()
+    )
+    _, errors = fox(world, "corpus", "micro.toml", *small, "--out", "runs/none", expect=2)
+    assert "State its terms, -o source.chats.license" in " ".join(errors.split())
+    fox(world, "corpus", "micro.toml", *small, "--out", "runs/none", "-o", "data.unlicensed=keep", expect=2)
+
+
+def test_samples_show_no_personal_data_and_addresses_move_no_cursor(world: Path) -> None:
+    url = "https://a.example/\x1b]0;x\x07"
+    long = "It is the story of the fox that ran over the hill, and of the dog that did not see it. " * 9
+    words = "-o", "source.stories.filter.rules=['gopher']"
+    own(world, ["Write to jane.doe@fox-mail.org or do not write.", long], *words, url=url)
+    page = (world / "runs/micro/corpus.html").read_text()
+    assert "jane.doe" not in page and "email@example.com" in page
+    (world / "text.txt").write_text(long)
+    out, _ = fox(world, "data", "find", "text.txt")
+    assert "a.example" in out and "\x1b" not in out
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = start(world, "corpus", "micro.toml", *READING, "-o", "data.executor.workers=1")
+    source = Path(re.findall(r'path = "(\S+)"\nfiles', (world / "micro.toml").read_text())[0]) / "0.jsonl"
+    stamp = source.stat()
+    while process.poll() is None and not in_mid_file(world):
+        time.sleep(0.001)
+    os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))  # its content is hashed anew, and is the same
+    new = source.with_name("9.jsonl")
+    new.write_text(json.dumps({"text": "new"}))
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        new.unlink()
+        os.utime(source, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert process.returncode == 1
+    assert "source.stories: 9.jsonl has changed, come or gone while the sources were read" in " ".join(errors.split())
+
+
+def test_a_lost_bit_of_a_corpus_is_never_learnt_from(world: Path) -> None:
+    own(world, [f"Story {number} of the fox and the hill and the dog." for number in range(200)])
+    path = world / CORPUS / "stories/00000.parquet"
+    stamp, whole = path.stat(), path.read_bytes()
+    read = [document.text for document in read_documents(path)]
+    source = "-o", "source.stories.path='own'", "-o", "source.stories.files='0.jsonl'"
+    for place in (100, len(whole) // 2, len(whole) - 30):
+        content = bytearray(whole)
+        content[place] ^= 16
+        path.write_bytes(content)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+        _, errors = fox(world, "tokenizer", "micro.toml", *READING, *source, expect=1)
+        assert "stories/00000.parquet: has changed since `corpus` made it" in " ".join(errors.split())
+    for place in range(40, len(whole) // 4, 7):  # where the documents are
+        content = bytearray(whole)
+        content[place] ^= 16
+        path.write_bytes(content)
+        try:
+            assert [document.text for document in read_documents(path)] == read
+        except Failure:
+            continue
 
 
 @pytest.mark.slow

@@ -168,7 +168,7 @@ def test_examples_that_tell_nothing_are_warned_of(tasks: Path) -> None:
 
 
 def test_a_corpus_that_was_begun_with_other_examples_is_not_gone_on_with(world: Path) -> None:
-    kill_when(lambda: any((world / CORPUS).glob("work/quality/*")), world, "corpus", "micro.toml")
+    kill_when(lambda: any((world / CORPUS).glob(".work/quality/*")), world, "corpus", "micro.toml")
     (world / "good/more.jsonl").write_text(json.dumps({"text": "one more"}))
     _, errors = fox(world, "corpus", "micro.toml", expect=2)
     assert "examples" in errors and "was begun in runs/micro" in " ".join(errors.split())

@@ -208,7 +208,8 @@ def _move(places: Places, best_of: dict[str, tuple[str, int]], task: int) -> Non
         return
     best, least = best_of[source]
     keys = np.load(_keys_path(places.folder, task), allow_pickle=False)
-    funnel, of_best, ends = Funnel.before_the_last_step(counted["funnel"]), Funnel(), Ends()
+    funnel, of_best, ends = Funnel(), Funnel(), Ends()
+    funnel.before_the_last_step(counted["funnel"])
     with (
         CorpusWriter(places.whole(source, task), source, is_chat=False) as staying,
         CorpusWriter(places.whole(best, task), best, is_chat=False) as moved,

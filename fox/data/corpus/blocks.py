@@ -54,7 +54,7 @@ class Ledger:
     def begin(self, rank: int) -> Task:
         self.task = read_task(self.tasks, rank)
         self.tally = Tally(self.task.source, self.recipe.source[self.task.source])
-        self.funnel = Funnel()
+        self.funnel = Funnel(mask=tuple(self.recipe.data.mask_personal))
         return self.task
 
     def finish(self, rank: int) -> None:
@@ -121,7 +121,7 @@ class License(Block):
 
     def look_at(self, document: Document) -> Document | None:
         terms = document.about.license or self.ledger.recipe.source[document.source].license
-        if not terms and self.ledger.recipe.data.unlicensed == "leave out":
+        if not terms and self.ledger.recipe.data.unlicensed != "keep":
             self.ledger.funnel.drop(document, "licence", "not stated")
             return None
         return replace(document, about=document.about._replace(license=terms))
@@ -221,16 +221,17 @@ class ReadAgain(Block):
 
     name = "without duplicates"
 
-    def __init__(self, ledger: Ledger, path_of: PathOf, before: Path, duplicates: Path) -> None:
+    def __init__(self, ledger: Ledger, path_of: PathOf, before: Path, duplicates: Path, questions: Path | None) -> None:
         """`before` has the first round's counts, `duplicates` what was found between all tasks."""
         super().__init__(ledger)
         self._path_of, self._before, self._duplicates = path_of, before, duplicates
+        self._decontaminate = Decontaminate(ledger, questions) if questions else None
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Documents:
         task = self.ledger.begin(rank)
         counted = json.loads((self._before / f"{rank:05}.json").read_bytes())
         self.ledger.tally.add(counted["reading"])
-        self.ledger.funnel = Funnel.before_the_last_step(counted["funnel"])
+        self.ledger.funnel.before_the_last_step(counted["funnel"])
         settings = self.ledger.recipe.data.duplicates
         assert settings
         drops = Drops.load(self._duplicates, rank, settings)
@@ -256,7 +257,9 @@ class ReadAgain(Block):
             return None
         cut = document.num_bytes - len(text.encode())
         self.ledger.funnel.cut_from("repeated lines", Counter({"said before": cut}))
-        return replace(document, text=text)
+        left = replace(document, text=text)
+        # what stood around a line that is gone stands together now, and may be a question
+        return self._decontaminate.look_at(left) if self._decontaminate else left
 
 
 class Each(PipelineStep):

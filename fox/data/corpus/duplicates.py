@@ -51,7 +51,9 @@ def drop_duplicates(
     counts = work / "counts-without-duplicates"
     counts.mkdir(exist_ok=True)
     again = Ledger(recipe, ledger.tasks, counts)
-    do("write", [ReadAgain(again, first, ledger.folder, folder), Write(again, whole)], labels)
+    questions = work / "questions"
+    reader = ReadAgain(again, first, ledger.folder, folder, questions if questions.exists() else None)
+    do("write", [reader, Write(again, whole)], labels)
     return counts
 
 

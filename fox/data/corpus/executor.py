@@ -116,15 +116,18 @@ class _LocalProcesses(_Tasks):
             while waiting or at_work:
                 while waiting and len(at_work) < most:
                     worker = idle.pop() if idle else _Worker(self)
-                    rank = waiting.popleft()
-                    worker.pipe.send(rank)
-                    at_work[worker.pipe] = rank, worker
+                    try:
+                        worker.pipe.send(waiting[0])
+                    except OSError:  # it was killed while it had nothing to do
+                        worker.end()
+                        continue
+                    at_work[worker.pipe] = waiting.popleft(), worker
                 for pipe in wait(list(at_work), timeout=LOOK_EVERY_S):
                     assert isinstance(pipe, Connection)
                     rank, worker = at_work.pop(pipe)
                     try:
                         reason = pipe.recv()
-                    except (EOFError, ConnectionResetError):
+                    except (EOFError, OSError):
                         lost[rank] += 1
                         if lost[rank] == ATTEMPTS:
                             how = f"lost its process {ATTEMPTS} times, {worker.how_it_ended()}"

@@ -8,11 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fox.data.document import Document
+from fox.data.personal import mask_personal
 
 SAMPLES = 5
 """Of what each reason dropped: those with the lowest hashes, so that they are the same however the work was cut."""
 
 SAMPLE_CHARACTERS = 600
+
+MOST_LABELS, LABEL_CHARACTERS, OTHERS = 500, 100, "others"
+"""Of licences and languages."""
 
 STEPS = {
     "licence": "the terms are stated",
@@ -62,25 +66,27 @@ class Funnel:
     """Bytes that a step took from documents which it kept, by reason."""
     licenses: Counter[str] = field(default_factory=Counter)
     languages: Counter[str] = field(default_factory=Counter)
+    mask: tuple[str, ...] = ()
+    """Personal data that samples are shown without, wherever a document was dropped."""
 
-    @classmethod
-    def before_the_last_step(cls, part: dict[str, Any]) -> Funnel:
-        """What a task had counted (`as_dict`) of documents of which none is kept for sure yet."""
-        funnel = cls()
-        funnel.add({**part, "kept": vars(Count()), "licenses": {}, "languages": {}})
-        return funnel
+    def before_the_last_step(self, part: dict[str, Any]) -> None:
+        """Add what a task had counted (`as_dict`) of documents of which none is kept for sure yet."""
+        self.add({**part, "kept": vars(Count()), "licenses": {}, "languages": {}})
 
     def drop(self, document: Document, step: str, reason: str) -> None:
         """Count a document that goes no further."""
         dropped = self._reason(step, reason)
         dropped.add(1, document.num_bytes)
-        sample = {
-            "hash": document.digest[:8].hex(),
-            "place": document.place,
-            "url": document.about.url,
-            "text": document.content[:SAMPLE_CHARACTERS],
-        }
-        dropped.samples = _lowest([*dropped.samples, sample])
+        lowest = document.digest[:8].hex()
+        if len(dropped.samples) < SAMPLES or lowest <= dropped.samples[-1]["hash"]:
+            text, _ = mask_personal(document.content[: 2 * SAMPLE_CHARACTERS], self.mask)
+            sample = {
+                "hash": lowest,
+                "place": document.place,
+                "url": document.about.url,
+                "text": text[:SAMPLE_CHARACTERS],
+            }
+            dropped.samples = _lowest([*dropped.samples, sample])
 
     def cut_from(self, step: str, reasons: Counter[str]) -> None:
         """Count bytes that a document lost."""
@@ -90,9 +96,9 @@ class Funnel:
     def keep(self, document: Document) -> None:
         """Count a document that has passed everything."""
         self.kept.add(1, document.num_bytes)
-        self.licenses[document.about.license or "not stated"] += 1
+        _count(self.licenses, document.about.license or "not stated")
         if document.about.language:
-            self.languages[document.about.language] += 1
+            _count(self.languages, document.about.language)
 
     def move(self, document: Document, to: str) -> None:
         """Count a document that has passed everything, and goes to another source."""
@@ -116,8 +122,9 @@ class Funnel:
             self.moved.setdefault(to, Count()).add(moved["documents"], moved["bytes"])
         for step, cut in part["cut"].items():
             self.cut_from(step, Counter(cut))
-        self.licenses.update(part["licenses"])
-        self.languages.update(part["languages"])
+        for name, counts in (("licenses", self.licenses), ("languages", self.languages)):
+            for label, documents in part[name].items():
+                _count(counts, label, documents)
 
     def as_dict(self, with_samples: bool = True) -> dict[str, Any]:
         """As it is kept in JSON, in the order of STEPS and with the commonest reasons first."""
@@ -140,6 +147,12 @@ class Funnel:
 
     def _reason(self, step: str, reason: str) -> Dropped:
         return self.dropped.setdefault(step, {}).setdefault(reason, Dropped())
+
+
+def _count(counts: Counter[str], label: str, documents: int = 1) -> None:
+    """What strangers write is of any number and length: what is beyond the first MOST_LABELS is counted together."""
+    label = label[:LABEL_CHARACTERS]
+    counts[label if label in counts or len(counts) < MOST_LABELS else OTHERS] += documents
 
 
 def _lowest(samples: list[dict[str, str]]) -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from rich.console import Console
 from fox.artifacts import WORK, write_json
 from fox.data.corpus.funnel import Funnel
 from fox.data.corpus.seconds import seconds_of
+from fox.data.corpus.store import WRITING
 from fox.data.corpus.tasks import Task, tasks_of, write_tasks
 from fox.data.decontaminate import FIRST_PLACES, Questions
 from fox.data.quarantine import Tally
@@ -59,10 +61,11 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
     judges = {name: judge_of(name, source.filter) for name, source in recipe.source.items() if source.filter}
     if judges:
         blocks.append(Filter(ledger, judges))
-    blocks.append(Mask(ledger))
     if questions:
-        questions.save(work / "questions")
+        if not (work / "questions").exists():  # processes of a cluster may have it open still
+            questions.save(work / "questions")
         blocks.append(Decontaminate(ledger, work / "questions"))
+    blocks.append(Mask(ledger))  # last, for a question with a number in it would be another one without
     settings = recipe.data.executor or Executor()
     labels = _labels(tasks)
     whole = partial(document_path, folder)
@@ -77,6 +80,7 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
             Round("read", [*blocks, write], labels, work / "executor/read"),
             partial(_show, shown, tasks, counts),
         )
+    _check(recipe, *_counted(recipe, tallies, counts, len(tasks)))  # before more work is done
     if recipe.data.duplicates:
         from fox.data.corpus.duplicates import drop_duplicates
 
@@ -89,7 +93,11 @@ def make_corpus(recipe: Recipe, questions: Questions | None, folder: Path, conso
         of_quality = {"quality": move_best(recipe, places, labels, settings, work, console)}
         counts = places.counts
         keep(places.folder, folder)
-    facts = _facts(recipe, tallies, counts, len(tasks), folder) | of_quality
+    tallies, funnels = _counted(recipe, tallies, counts, len(tasks))
+    _check(recipe, tallies, funnels, at_the_end=True)
+    for left in folder.glob(f"*/*{WRITING}"):  # by a process that was killed
+        left.unlink()
+    facts = _facts(recipe, tallies, funnels, folder) | of_quality
     return {**facts, "seconds": seconds_of(work / "executor")}
 
 
@@ -124,8 +132,11 @@ def _number(path: Path) -> int:
         return 0
 
 
-def _facts(recipe: Recipe, tallies: dict[str, Tally], counts: Path, num_tasks: int, folder: Path) -> dict[str, Any]:
-    funnels = {name: Funnel() for name in recipe.source}
+def _counted(
+    recipe: Recipe, tallies: dict[str, Tally], counts: Path, num_tasks: int
+) -> tuple[dict[str, Tally], dict[str, Funnel]]:
+    """What all tasks have counted, added to what is known of each source's files."""
+    tallies, funnels = deepcopy(tallies), {name: Funnel() for name in recipe.source}
     for task in range(num_tasks):
         counted = json.loads((counts / f"{task:05}.json").read_bytes())
         tallies[counted["source"]].add(counted["reading"])
@@ -133,16 +144,27 @@ def _facts(recipe: Recipe, tallies: dict[str, Tally], counts: Path, num_tasks: i
         for name, moved in counted.get("moved", {}).items():
             funnels[name].add(moved)
             tallies[name].good += moved["kept"]["documents"]
-    for name, tally in tallies.items():
-        if recipe.source[name].best_of is None:
-            tally.check()
-        if not funnels[name].kept.documents:
-            raise UserError(
-                f"source.{name}.path",
-                recipe.source[name].path,
-                problem=f"has no document that passes: {_why(funnels[name])}",
-                mend="Ask less of it, or leave the source out.",
-            )
+    return tallies, funnels
+
+
+def _check(recipe: Recipe, tallies: dict[str, Tally], funnels: dict[str, Funnel], at_the_end: bool = False) -> None:
+    """Raise UserError where too many records of a source are bad, or no document of it is left."""
+    for name, source in recipe.source.items():
+        if source.best_of is None:
+            tallies[name].check()
+        elif not at_the_end:
+            continue
+        funnel = funnels[name]
+        if funnel.kept.documents or funnel.moved:
+            continue
+        mend = "Ask less of it, or leave the source out."
+        if "licence" in funnel.dropped:
+            mend = f"State its terms, -o source.{name}.license=…, or keep such documents: -o data.unlicensed=keep."
+        problem = f"has no document that passes: {_why(funnel)}"
+        raise UserError(f"source.{name}.path", source.path, problem=problem, mend=mend)
+
+
+def _facts(recipe: Recipe, tallies: dict[str, Tally], funnels: dict[str, Funnel], folder: Path) -> dict[str, Any]:
     write_json(folder / FUNNEL, {name: funnel.as_dict() for name, funnel in funnels.items()})
     return {
         "sources": {

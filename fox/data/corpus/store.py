@@ -28,7 +28,7 @@ class CorpusWriter:
 
     def __init__(self, path: Path, source: str, is_chat: bool) -> None:
         self._path, self._source, self._is_chat = path, source, is_chat
-        self._partial = path.with_name(path.name + WRITING)
+        self._partial = path.with_name(f"{path.name}.{os.getpid()}{WRITING}")
         self._rows: list[dict[str, Any]] = []
         self._size = 0
         self._file: Any = None
@@ -60,7 +60,9 @@ class CorpusWriter:
         schema = _schema(self._is_chat)
         if self._file is None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = ParquetWriter(self._partial, schema, compression="zstd", store_schema=False)
+            self._file = ParquetWriter(
+                self._partial, schema, compression="zstd", store_schema=False, write_page_checksum=True
+            )
         self._file.write_table(pyarrow.Table.from_pylist(self._rows, schema))
         self._rows, self._size = [], 0
 
@@ -101,9 +103,9 @@ def read_ids(path: Path) -> np.ndarray:
     from pyarrow.parquet import read_table
 
     try:
-        ids = read_table(path, columns=["id"], use_threads=False)["id"].to_pylist()
+        ids = read_table(path, columns=["id"], use_threads=False, page_checksum_verification=True)["id"].to_pylist()
         return np.array([bytes.fromhex(identity) for identity in ids], dtype="V16")
-    except (pyarrow.ArrowException, ValueError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise Failure(f"{path}: is damaged ({error}). Make the corpus again: --redo corpus.") from None
 
 
@@ -118,10 +120,10 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(path) as file:
+        with ParquetFile(path, page_checksum_verification=True) as file:
             for batch in file.iter_batches(64, use_threads=False):
                 yield from batch.to_pylist()
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise Failure(f"{path}: is damaged ({error}). Make the corpus again: --redo corpus.") from None
 
 

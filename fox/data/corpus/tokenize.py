@@ -49,7 +49,7 @@ def tokenize_corpus(
     """
     files = [(name, path) for name in recipe.source for path in files_of_corpus(corpus, name)]
     parts = folder / WORK / "parts"
-    if not recipe.data.duplicates:
+    if not recipe.data.duplicates or recipe.data.duplicates.lines:  # lines that were cut may leave others alike
         _note_copies([path for _, path in files], parts)
     do = partial(_tokenize, recipe, tokenizer, files, parts)
     labels = [f"{name}: {path.name}" for name, path in files]
@@ -61,6 +61,9 @@ def tokenize_corpus(
     for name in recipe.source:
         mine = [number for number, (of, _) in enumerate(files) if of == name]
         facts[name] = with_reading(_sum(parts, mine), read[name])
+        dropped = read[name].get("funnel", {}).get("dropped", {})
+        for step in ("exact duplicates", "near duplicates"):
+            facts[name].duplicates += sum(of["documents"] for of in dropped.get(step, {}).values())
         check_trainable(recipe, name, facts[name])
         for split in SPLITS:
             join_shards(
