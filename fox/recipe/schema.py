@@ -42,8 +42,7 @@ class Source(Section):
     """Where documents come from."""
 
     path: str
-    """A file, a folder, or `pip:NAME` for the files that an installed package carries; `~` is your home folder. `top:NAME` is the best
-    documents of the source of that name, which are moved here: see data.quality."""
+    """A file, a folder, or `pip:NAME` for the files that an installed package carries; `~` is your home folder; or `top:NAME`, see data.quality."""
     kind: Literal["text", "chat"] = "text"
     """Plain documents, or conversations with `messages`."""
     files: str = "**/*"

@@ -196,7 +196,7 @@ def test_all_problems_are_told_at_once_in_the_order_of_the_page(tmp_path: Path) 
         "page.toml:2  sede: unknown key. Did you mean seed? "
         "(known: data, eval, license, model, name, optimizer, schedule, seed, source, stage, tokenizer, train, tune, version)",
         "page.toml:5  source.texts.path = 5: must be text in quotes. About path: A file, a folder, or `pip:NAME` "
-        "for the files that an installed package carries; `~` is your home folder.",
+        "for the files that an installed package carries; `~` is your home folder; or `top:NAME`, see data.quality.",
         "page.toml:6  source.texts.kind = 'chats': must be 'text' or 'chat'. Did you mean chat? "
         "About kind: Plain documents, or conversations with `messages`.",
         "page.toml:13  tokenizer.vocab_size = 100: must be at least 300. "
