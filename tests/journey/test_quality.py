@@ -164,7 +164,9 @@ def test_examples_that_tell_nothing_are_warned_of(tasks: Path) -> None:
     (tasks / "good/examples.jsonl").write_text((tasks / "text/1.jsonl").read_text())
     said = Console(file=StringIO(), width=500)
     made_here(tasks, tasks / "made", said)
-    assert "warning: that is little more than chance" in said.file.getvalue()  # type: ignore[attr-defined]
+    told = said.file.getvalue()  # type: ignore[attr-defined]
+    assert "warning: that is little more than chance" in told
+    assert "of 500 good and 1,500 ordinary examples" in told  # the good ones don't stand for the ordinary
 
 
 def test_a_corpus_that_was_begun_with_other_examples_is_not_gone_on_with(world: Path) -> None:
