@@ -119,7 +119,7 @@ def other_tokenizer(here: Path) -> None:
 
     model, _ = load_model(here / "theirs")
     texts = (f"Kado loren {n} mire.\n" for n in range(300))
-    save_model(here / "other", model, train_tokenizer(texts, vocab_size=300, max_length=256))
+    save_model(here / "other", model, train_tokenizer(texts, vocab_size=270, max_length=256))
 
 
 def nothing(_: Path) -> None:
