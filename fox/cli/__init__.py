@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from fox import __version__
-from fox.cli import choosing, data, models, training
+from fox.cli import choosing, data, models, training, vocabulary
 from fox.errors import Failure, Stopped, UserError
 
 app = typer.Typer(
@@ -30,7 +30,6 @@ for command, name in (  # in the order of the help
     (choosing.plan, "plan"),
     (choosing.find_lr, "find-lr"),
     (training.corpus, "corpus"),
-    (training.tokenizer, "tokenizer"),
     (training.pretrain, "pretrain"),
     (training.tune, "tune"),
     (training.evaluate, "eval"),
@@ -40,6 +39,7 @@ for command, name in (  # in the order of the help
     (models.compare, "compare"),
 ):
     app.command(name=name)(command)
+app.add_typer(vocabulary.app, name="tokenizer")
 app.add_typer(data.app, name="data")
 app.add_typer(choosing.runs_app, name="runs")
 

@@ -1,4 +1,4 @@
-"""The commands that make a model, step by step: run, corpus, tokenizer, pretrain, tune, eval, report. What `fox data` has is in data.py."""
+"""The commands that make a model, step by step: run, corpus, pretrain, tune, eval, report. What `fox data` has is in data.py, and `fox tokenizer` in vocabulary.py."""
 
 from __future__ import annotations
 
@@ -57,11 +57,6 @@ def corpus(recipe: RecipePath, override: Override = None, out: Out = None, redo:
         mend = "Add a [data.executor] table, or take the sources as they are: fox tokenizer, fox data."
         raise UserError("data", problem="asks for no corpus", mend=mend)
     typer.echo(f"what became of the documents: {write_funnel(done.folder)}")
-
-
-def tokenizer(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
-    """Train the vocabulary on the sources' training text (byte-level BPE, with the chat template stored beside it)."""
-    do(recipe, override, out, ["corpus", "tokenizer"], redo)
 
 
 def pretrain(

@@ -14,16 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fox.data.document import Document
-from fox.data.files import READABLE
-from fox.data.quarantine import MAX_RECORD_BYTES, BadRecord, Tally, usable_text
-from fox.data.sources import read_source
 from fox.errors import Failure, UserError
 from fox.eval.bits_per_byte import HeldOut, Score, score
-from fox.formats.untrusted import read_untrusted
 from fox.model import Transformer
 from fox.progress import meter
-from fox.recipe.schema import Source
 from fox.runs.models import find_model, open_named
+from fox.runs.named_text import documents_of
 from fox.tokenizer import Tokenizer
 from fox.tokenizer.chat import encode_chats
 from fox.train.machine import resolve_precision
@@ -59,7 +55,7 @@ def _heldout(path: Path, kind: str, tokenizer: Tokenizer, max_tokens: int) -> He
     option = "--chats" if kind == "chat" else "--text"
     if not path.exists():
         raise UserError(option, str(path), problem="there is no such file or folder")
-    documents = sorted(_documents(path, kind, option), key=lambda document: document.digest)
+    documents = sorted(documents_of(path, kind, option), key=lambda document: document.digest)
     ids: list[np.ndarray] = []
     learnt: list[np.ndarray] = []
     left = max_tokens
@@ -73,35 +69,6 @@ def _heldout(path: Path, kind: str, tokenizer: Tokenizer, max_tokens: int) -> He
     if not any(len(document) > 1 for document in ids):
         raise UserError(option, str(path), problem="holds no text to measure anything on")
     return HeldOut(ids, learnt if kind == "chat" else None)
-
-
-def _documents(path: Path, kind: str, option: str) -> list[Document]:
-    """What a file or folder holds; a file that is named by itself may have any suffix, and is one text."""
-    if kind == "text" and path.is_file() and not path.name.lower().endswith(READABLE):
-        return [_whole(path, option)]
-    source = Source(path=str(path), kind=kind)  # type: ignore[arg-type]
-    try:
-        return list(read_source(path.stem, source, Tally(path.stem, source)))
-    except UserError as error:  # told of a recipe's keys, and here is no recipe
-        problem = error.problems[0].problem.removesuffix(" that matches files = '**/*'")
-        kinds = (
-            "JSON Lines (.jsonl) with `messages`" if kind == "chat" else f"a file, or a folder of {', '.join(READABLE)}"
-        )
-        raise UserError(option, str(path), problem=problem, mend=f"Name {kinds}.") from None
-
-
-def _whole(path: Path, option: str) -> Document:
-    try:
-        text = usable_text(read_untrusted(path, MAX_RECORD_BYTES).decode("utf-8"), "its text")
-    except UnicodeDecodeError:
-        raise UserError(option, str(path), problem="is not UTF-8 text") from None
-    except BadRecord as bad:
-        raise UserError(option, str(path), problem=f"can't be used: {bad.reason}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(
-            option, str(path), problem=f"can't be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
-    return Document(path.stem, path.name, text=text)
 
 
 def _encoded(document: Document, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
