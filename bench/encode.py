@@ -5,18 +5,18 @@
 FOLDER (../shared/data/text beside this repository where it is not given) has wikipedia-*.jsonl.gz and books-*.jsonl.gz. A vocabulary of 256,000
 entries (or as many as the text gives) is learnt from the first, as Fox learns it; what is encoded is text that it has not seen:
 
-books   the novels and diaries of books-*
-code    the Python files of the interpreter that runs this
-other   the books in the letters of other scripts: each letter moved to Greek, Cyrillic,
-        Devanagari and CJK, a paragraph a script. It is no language; its words are as long, as frequent and as new as those of one, in other bytes.
+books   the novels and diaries of books-*, each fourth chapter
+code    the Python files of the interpreter that runs this, each fourth
+others  manual pages in German, Russian, Japanese and Chinese, as bench/vocabulary.py brings them
 
-Each is encoded in batches of 4 MB, as the shards are made. Cold: a process of its own that has encoded nothing, the time to ask the library for
-Unicode's classes included. Warm: the same text once more. The peers are `encode_batch`, which most would call, and `encode_batch_fast`, which finds no
-places and is what Fox called before. All take turns; figures are medians over the rounds. The ids must be the same, each of them, or nothing is told.
+Each kind is encoded in batches of 4 MB, as the shards are made, and in a process of its own, so that no kind finds the words of another. Cold: the process
+has encoded nothing, and the time to ask the library for Unicode's classes counts. Warm: the same text once more, in the same process. The peers are
+`encode_batch`, which most would call, and `encode_batch_fast`, which finds no places and is what Fox called before. All take turns; figures are medians
+over the rounds. The ids must be the same, each of them, or nothing is told.
 
 With a second tokenizer where there is one: SmolLM2's (bench/real_weights.py says how it comes).
-Goal: twice `encode_batch`'s MB/s, cold and warm, for all text together, with each tokenizer. Exit code 0 where it is met, 1 where it is missed, 3 where
-the text is missing.
+Goal: twice `encode_batch`'s MB/s, cold and warm, for all text together, with each tokenizer; how often `encode_batch_fast`'s it is, is told beside.
+Exit code 0 where it is met, 1 where it is missed, 3 where the text is missing or can't be had.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import hashlib
 import json
 import multiprocessing
 import statistics
+import subprocess
 import sys
 import sysconfig
 import tempfile
@@ -37,6 +38,7 @@ from pathlib import Path
 import numpy as np
 from real_weights import weights
 from results import ROOT, record
+from vocabulary import CACHE, PACKAGES, fetched, text_of
 
 from fox.errors import UserError
 from fox.tokenizer import Tokenizer
@@ -47,8 +49,7 @@ GOAL = 2.0
 
 ENTRIES = 256_000
 BATCH_CHARACTERS = 4_000_000
-SCRIPTS = (0x0391, 0x0430, 0x0905, 0x4E00)
-"""The first letter of each script: α, а, अ, 一."""
+LANGUAGES = ("German", "Russian", "Japanese", "Chinese")
 
 Encode = Callable[[list[str]], list[np.ndarray]]
 Rates = dict[str, dict[str, float]]
@@ -57,15 +58,19 @@ Rates = dict[str, dict[str, float]]
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one round, and a quarter of the text")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round, and half of the text")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "text")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     arguments = parser.parse_args()
     if not list(arguments.data.glob("books-*.jsonl.gz")):
         print(f"{arguments.data} has no text: name a folder with --data")
         return 3
-    texts = read_texts(arguments.data, 4 if arguments.quick else 1)
+    try:
+        texts = read_texts(arguments.data, 8 if arguments.quick else 4)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"a package can't be had: {error}. This needs apt-get and dpkg-deb, as Debian has them")
+        return 3
     with tempfile.TemporaryDirectory() as place:
         folders = {"fox": Path(place) / "fox"}
         trained = train(rows(arguments.data, "wikipedia"))
@@ -104,14 +109,9 @@ def read_texts(data: Path, one_of: int) -> dict[str, list[str]]:
     library = Path(sysconfig.get_path("stdlib"))
     paths = sorted(path for path in library.rglob("*.py") if "site-packages" not in path.parts)[::one_of]
     code = [path.read_text("utf-8", errors="ignore") for path in paths]
-    return {"books": books, "code": code, "other": [in_other_scripts(text) for text in books[::3]]}
-
-
-def in_other_scripts(text: str) -> str:
-    tables = [
-        {ord("a") + n: first + n for n in range(26)} | {ord("A") + n: first + n for n in range(26)} for first in SCRIPTS
-    ]
-    return "\n".join(line.translate(tables[n % len(tables)]) for n, line in enumerate(text.split("\n")))
+    folders = [fetched(name, CACHE) for language in LANGUAGES for name in PACKAGES[language]]
+    pages = [text for folder in folders for path in sorted(folder.rglob("*.gz")) if path.is_file() and not path.is_symlink() and (text := text_of(path))]  # fmt: skip
+    return {"books": books, "code": code, "others": pages[::one_of]}
 
 
 def batches(texts: list[str]) -> Iterator[list[str]]:
@@ -128,44 +128,39 @@ def batches(texts: list[str]) -> Iterator[list[str]]:
 
 
 def measure(folder: Path, texts: dict[str, list[str]], rounds: int) -> dict[str, Rates]:
-    """Seconds by way, state and kind of text; each round in a process of its own. Raises AssertionError where ids differ."""
-    taken: dict[str, dict[str, list[Rates]]] = {}
+    """Median seconds by way, state and kind of text. Raises AssertionError where ids differ."""
+    taken: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(rounds):
-        for way in WAYS:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                times, digest = pool.apply(encode_all, (folder, way, texts))
-            taken.setdefault(way, {}).setdefault(digest, []).append(times)
-    assert len({digest for of_way in taken.values() for digest in of_way}) == 1, "the ids differ"
-    medians = {}
-    for way, of_way in taken.items():
-        (all_rounds,) = of_way.values()
-        medians[way] = {
-            state: {kind: statistics.median(times[state][kind] for times in all_rounds) for kind in texts}
-            for state in ("cold", "warm")
-        }
-    return medians
+        for kind, of_kind in texts.items():
+            digests = set()
+            for way in WAYS:
+                with multiprocessing.get_context("spawn").Pool(1) as pool:
+                    seconds, digest = pool.apply(encode_twice, (folder, way, of_kind))
+                taken.setdefault((way, kind), []).append(seconds)
+                digests.add(digest)
+            assert len(digests) == 1, f"the ids of {kind} differ"
+    return {
+        way: {state: {kind: statistics.median(of[state] for of in taken[way, kind]) for kind in texts} for state in ("cold", "warm")}
+        for way in WAYS
+    }  # fmt: skip
 
 
 WAYS = ("fox", "encode_batch", "encode_batch_fast")
 
 
-def encode_all(folder: Path, way: str, texts: dict[str, list[str]]) -> tuple[Rates, str]:
-    """Seconds of the first time and of the second, by kind; and a hash of all ids. Runs in a fresh process."""
-    tokenizer = Tokenizer.load(folder)
-    encode = way_of(tokenizer, way)
-    times: Rates = {"cold": {}, "warm": {}}
+def encode_twice(folder: Path, way: str, texts: list[str]) -> tuple[dict[str, float], str]:
+    """Seconds of the first time and of the second, and a hash of all ids. Runs in a fresh process."""
+    encode = way_of(Tokenizer.load(folder), way)
+    seconds = {"cold": 0.0, "warm": 0.0}
     digest = hashlib.sha256()
-    for kind, of_kind in texts.items():
-        for state in times:
-            spent = 0.0
-            for batch in batches(of_kind):
-                start = time.perf_counter()
-                made = encode(batch)
-                spent += time.perf_counter() - start
-                for ids in made:
-                    digest.update(np.uint32(len(ids)).tobytes() + ids.tobytes())
-            times[state][kind] = spent
-    return times, digest.hexdigest()
+    for state in seconds:
+        for batch in batches(texts):
+            start = time.perf_counter()
+            made = encode(batch)
+            seconds[state] += time.perf_counter() - start
+            for ids in made:
+                digest.update(np.uint32(len(ids)).tobytes() + ids.tobytes())
+    return seconds, digest.hexdigest()
 
 
 def way_of(tokenizer: Tokenizer, way: str) -> Encode:

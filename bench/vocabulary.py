@@ -47,6 +47,8 @@ GOAL = 16.0
 SIZES = (32_000, 64_000, 128_000, 256_000)
 HIDDEN, BLOCKS = 2048, 1_140_981_760  # Fox-1's (arXiv 2411.05281, and its released configuration)
 MOST_BYTES = 20_000_000
+CACHE = cache_folder() / "vocabulary"
+"""Where packages are kept."""
 HELD_OUT = 20
 
 PACKAGES = {
@@ -71,7 +73,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the text, and a quarter of the entries")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "text")
-    parser.add_argument("--cache", type=Path, default=cache_folder() / "vocabulary", help="where packages are kept")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="where packages are kept")
     parser.add_argument("--json", type=Path, help="write the figures to this file too")
     arguments = parser.parse_args()
     if not list(arguments.data.glob("wikipedia-*.jsonl.gz")):

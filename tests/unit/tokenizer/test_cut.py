@@ -20,7 +20,7 @@ from fox.tokenizer.train import SPECIAL_TOKENS, train_tokenizer
 DRAW = random.Random(4)
 WORDS = ["".join(DRAW.choices("abcdeé日", k=DRAW.randint(2, 8))) for _ in range(3000)]
 TEXTS = [
-    f"{' '.join(WORDS[place : place + 20])} {place * 37}\n    def {WORDS[place]}():\n        return\n"
+    f"{' '.join(WORDS[place : place + 20])} {place * 37} in 2024\n    def {WORDS[place]}():\n        return\n"
     for place in range(0, 3000, 20)
 ]
 """Words of which hardly any is more frequent than another, so that most merges are ties."""
@@ -114,6 +114,7 @@ def test_what_each_vocabulary_has(large: Tokenizer) -> None:
         assert large.decode_bytes([token]) == bytes([byte])
     digits = [large.encode(digit)[0] for digit in "1234567890"]
     assert [token for token in large.encode("x1234567890")[-10:]] == digits
+    assert [large.encode(digit)[0] for digit in "2024"] == large.encode("2024"), "however frequent it is"
     assert len(large.encode("٣٤")) == 2 * len(large.encode("٣")), "of every script"
     (indentation,) = large.encode(" " * 7)
     assert large.encode("        return")[0] == indentation, "the eighth space belongs to the word"
