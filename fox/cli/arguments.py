@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import typer.core
 
 if TYPE_CHECKING:
     from fox.recipe import LoadedRecipe
@@ -35,6 +36,17 @@ Redo = Annotated[
     str | None,
     typer.Option("--redo", metavar="STEP", help="Remove what this step and all later ones made, and do them again."),
 ]
+
+
+def first_of(default: str) -> type[typer.core.TyperGroup]:
+    """A group of commands in which the word `default` may be left out: `fox data RECIPE` is `fox data prepare RECIPE`."""
+
+    class _Group(typer.core.TyperGroup):
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            known = (*self.commands, *ctx.help_option_names)
+            return super().parse_args(ctx, args if args and args[0] in known else [default, *args])
+
+    return _Group
 
 
 def load(recipe: Path, override: list[str] | None) -> LoadedRecipe:

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import typer.core
 
-from fox.cli.arguments import Out, Override, RecipePath, Redo
+from fox.cli.arguments import Out, Override, RecipePath, Redo, first_of
 from fox.cli.training import do
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder: runs/tiny.")]
 
 
-class _Commands(typer.core.TyperGroup):
-    """`fox data RECIPE` is `fox data prepare RECIPE`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = (*self.commands, *ctx.help_option_names)
-        return super().parse_args(ctx, args if args and args[0] in known else ["prepare", *args])
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=first_of("prepare"),
     help="Make documents into token shards: `fox data RECIPE`. Or look into what was made: report, card, verify, find, inspect.",
 )
 
 
-@app.command(name="prepare")
+@app.command()
 def prepare(recipe: RecipePath, override: Override = None, out: Out = None, redo: Redo = None) -> None:
     """Read the sources, drop exact duplicates, hold some documents out, and write token shards with a manifest.
 
@@ -40,10 +31,8 @@ def prepare(recipe: RecipePath, override: Override = None, out: Out = None, redo
     print_sources(done)
 
 
-@app.command(name="report")
-def report(
-    folder: RunFolder,
-) -> None:
+@app.command()
+def report(folder: RunFolder) -> None:
     """Draw what became of the documents of a corpus: how many each rule took away, by source, with samples. One HTML file."""
     from fox.report.funnel import write_funnel
 

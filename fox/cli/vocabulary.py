@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import typer.core
 
-from fox.cli.arguments import Out, Override, RecipePath, Redo
+from fox.cli.arguments import Out, Override, RecipePath, Redo, first_of
 from fox.cli.training import do
 
-
-class _Commands(typer.core.TyperGroup):
-    """`fox tokenizer RECIPE` is `fox tokenizer train RECIPE`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        known = (*self.commands, *ctx.help_option_names)
-        return super().parse_args(ctx, args if args and args[0] in known else ["train", *args])
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=first_of("train"),
     help="Train the vocabulary: `fox tokenizer RECIPE`. Or cut a smaller one of it, or report how well it fits a text.",
 )
 

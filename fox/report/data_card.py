@@ -144,6 +144,12 @@ def _steps(run: RunFiles, funnels: Mapping[str, Funnel], readings: Mapping[str, 
             "1. Documents with 13 words in a row of an evaluation's texts, or a shorter one as a whole, are left out "
             f"(arXiv 2005.14165, appendix C): {quantities.exact(documents)}."
         )
+    for name, funnel in funnels.items():
+        for best, moved in funnel.moved.items():
+            number = quantities.exact(moved.documents)
+            told.append(
+                f"1. {number} documents of {words(name)}, the most like examples of what is wanted, are {words(best)}."
+            )
     if duplicates := data.get("duplicates"):
         told.append(f"1. Copies are left out, of all sources the first stays: {words(_told(duplicates))}.")
     return "\n".join(told)

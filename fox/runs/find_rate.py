@@ -23,9 +23,10 @@ from fox.errors import UserError
 from fox.progress import Meter, meter
 from fox.recipe import LoadedRecipe, Recipe
 from fox.runs.before_training import check_undamaged, shards_of, sources_of
+from fox.runs.data_steps import open_shards
 from fox.runs.folder import Run, flat
 from fox.runs.pipeline import do_steps
-from fox.runs.steps import open_shards, pretrain_inputs
+from fox.runs.steps import pretrain_inputs
 from fox.tokenizer import Tokenizer
 from fox.train.trouble import Diverged
 

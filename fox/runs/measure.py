@@ -16,8 +16,8 @@ from fox.eval.replies import Reply, opening_lines, reply_to, vocabulary_of, word
 from fox.model import Transformer
 from fox.model.directory import load_model
 from fox.progress import meter
+from fox.runs.data_steps import open_shards
 from fox.runs.folder import Run
-from fox.runs.steps import open_shards
 from fox.tokenizer import Tokenizer
 from fox.train.machine import resolve_precision
 

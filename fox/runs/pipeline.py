@@ -12,14 +12,15 @@ from fox.artifacts import disk_failures, locked
 from fox.errors import Failure, Problem, RecipeError, UserError
 from fox.recipe import LoadedRecipe
 from fox.recipe.stage import Stage
-from fox.runs import steps
+from fox.runs import data_steps, steps
 from fox.runs.before_training import check_same_training
 from fox.runs.folder import STEPS, Run
+from fox.runs.inputs import Facts, Inputs, recipe_inputs
 from fox.runs.outcome import remove_outcome
 from fox.runs.rows import fit_rows, rows_kept
 from fox.train.trackers import NONE_WANTED, Wanted
 
-_Step = tuple[Callable[[], steps.Inputs], Callable[[steps.Inputs], steps.Facts]]
+_Step = tuple[Callable[[], Inputs], Callable[[Inputs], Facts]]
 
 
 def do_steps(
@@ -65,7 +66,7 @@ def _before(redo: str | None) -> list[str]:
 
 def _check_recipe(run: Run, kept: Sequence[str], wanted: Sequence[str]) -> None:
     """Raise RecipeError with all of the recipe that is not as it was when the `kept` steps were done, or a wanted one was begun."""
-    problems = [problem for step in kept for problem in run.changed(step, steps.recipe_inputs(run.recipe, step))]
+    problems = [problem for step in kept for problem in run.changed(step, recipe_inputs(run.recipe, step))]
     if not problems:
         return  # what has begun is looked at again, in all, before it goes on
     problems += [problem for step in kept if step in wanted for problem in _changed_since_begun(run, step)]
@@ -130,14 +131,16 @@ def _parts(run: Run, step: str, console: Console) -> _Step:
     """What a step reads and how it is done."""
     if step in ("corpus", "tokenizer", "data"):
         of_corpus = step != "corpus" and run.recipe.makes_corpus  # the sources' files are nothing to it
-        inventory = {} if of_corpus else steps.source_inventory(run)
+        inventory = {} if of_corpus else data_steps.source_inventory(run)
         if step == "corpus":
-            return lambda: steps.corpus_inputs(run, inventory), lambda inputs: steps.make_corpus(
+            return lambda: data_steps.corpus_inputs(run, inventory), lambda inputs: data_steps.make_corpus(
                 run, inputs, inventory, console
             )
         if step == "tokenizer":
-            return lambda: steps.tokenizer_inputs(run, inventory), lambda _: steps.make_tokenizer(run, console)
-        return lambda: steps.data_inputs(run, inventory), lambda inputs: steps.make_data(
+            return lambda: data_steps.tokenizer_inputs(run, inventory), lambda _: data_steps.make_tokenizer(
+                run, console
+            )
+        return lambda: data_steps.data_inputs(run, inventory), lambda inputs: data_steps.make_data(
             run, inputs, inventory, console
         )
     table: dict[str, _Step] = {

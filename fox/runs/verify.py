@@ -20,8 +20,8 @@ from fox.errors import Failure, UserError
 from fox.formats.token_shards import DIGEST_BYTES, Shard, digests_path
 from fox.progress import meter
 from fox.recipe import Recipe
+from fox.runs.data_steps import FILES
 from fox.runs.folder import STEPS, Run
-from fox.runs.steps import FILES
 
 _MADE = ("corpus", "tokenizer", "data")
 

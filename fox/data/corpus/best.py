@@ -19,7 +19,7 @@ from rich.console import Console
 
 from fox.artifacts import write_atomically, write_json
 from fox.data.corpus.blocks import Each, PathOf
-from fox.data.corpus.executor import Round, do_round
+from fox.data.corpus.executor import Round, do_shown_round
 from fox.data.corpus.funnel import SAMPLE_CHARACTERS, SAMPLES, Funnel
 from fox.data.corpus.store import CorpusWriter, read_documents
 from fox.data.document import Document
@@ -27,7 +27,7 @@ from fox.data.quality import examples, rank
 from fox.data.quality.examples import Examples, examples_of, hash_of, read_examples
 from fox.data.quality.score import Score
 from fox.data.quality.train import Measures, learn
-from fox.progress import Meter, meter
+from fox.progress import meter
 from fox.recipe import Recipe
 from fox.recipe.schema import Executor
 
@@ -72,9 +72,7 @@ def move_best(
         folder.mkdir(parents=True, exist_ok=True)
 
     def do(name: str, function: Any) -> None:
-        with meter(name, len(labels), "tasks", console=console) as shown:
-            block = Each(name, function)
-            do_round(executor, Round(name, [block], labels, work / "executor" / name), partial(_show, shown))
+        do_shown_round(executor, Round(name, [Each(name, function)], labels, work / "executor" / name), console)
 
     counted = [_counted(places.before, task) for task in range(len(labels))]
     kept = [of_task["funnel"]["kept"]["documents"] for of_task in counted]
@@ -94,10 +92,6 @@ def move_best(
     write_json(places.folder / RANKING, {**facts, "sources": sources})
     plain = {name: {k: v for k, v in of.items() if k not in ("first", "last", "bars")} for name, of in sources.items()}
     return {**facts, "sources": plain}
-
-
-def _show(shown: Meter, done: set[int]) -> None:
-    shown.advance_to(len(done))
 
 
 def _counted(folder: Path, task: int) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -68,14 +69,18 @@ def progress_path(folder: Path, rank: int) -> Path:
     return folder / f"{rank:05}.at"
 
 
-class Block(PipelineStep):
-    """A step that looks at one document after another."""
+class Step(PipelineStep):
+    """A step of a task that keeps a ledger."""
 
     type = "Fox"
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
         self.ledger = ledger
+
+
+class Block(Step):
+    """A step that looks at one document after another."""
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> Documents:
         for document in data:
@@ -85,12 +90,12 @@ class Block(PipelineStep):
             if kept is not None:
                 yield kept
 
+    @abstractmethod
     def look_at(self, document: Document) -> Document | None:
         """The document as it goes on, or None once the ledger knows why it does not."""
-        raise NotImplementedError
 
 
-class Read(Block):
+class Read(Step):
     """The documents of a task's files."""
 
     name = "read"
@@ -180,14 +185,14 @@ class Decontaminate(Block):
         return document
 
 
-class Write(PipelineStep):
+class Write(Step):
     """The end of a task: its documents in a file, with what tells duplicates where these are looked for, and then its counts."""
 
-    name, type = "write", "Fox"
+    name = "write"
 
     def __init__(self, ledger: Ledger, path_of: PathOf, signatures: Path | None = None) -> None:
-        super().__init__()
-        self.ledger, self._path_of, self._signatures = ledger, path_of, signatures
+        super().__init__(ledger)
+        self._path_of, self._signatures = path_of, signatures
 
     def run(self, data: Documents, rank: int = 0, world_size: int = 1) -> None:
         document = next(data, None)  # the reader before us has begun the task by now
@@ -216,7 +221,7 @@ class Write(PipelineStep):
             yield signatures.add
 
 
-class ReadAgain(Block):
+class ReadAgain(Step):
     """The documents that the first round has kept of a task, without those that were there before, and without such lines."""
 
     name = "without duplicates"

@@ -10,14 +10,13 @@ import numpy as np
 from rich.console import Console
 
 from fox.data.corpus.blocks import Each, Ledger, PathOf, ReadAgain, Write
-from fox.data.corpus.executor import Round, do_round
+from fox.data.corpus.executor import Round, do_shown_round
 from fox.data.corpus.store import read_texts
 from fox.data.corpus.tasks import read_task
 from fox.data.duplicates.candidates import plan_of, plan_verification, write_shingles
 from fox.data.duplicates.groups import find_duplicates
 from fox.data.duplicates.near import verify
 from fox.data.duplicates.signatures import num_buckets, signature_files
-from fox.progress import Meter, meter
 from fox.recipe import Recipe
 from fox.recipe.schema import Duplicates, Executor
 
@@ -38,8 +37,7 @@ def drop_duplicates(
     folder = work / "signatures"
 
     def do(name: str, block: Sequence[Each | ReadAgain | Write], of: Sequence[str]) -> None:
-        with meter(name, len(of), "tasks", console=console) as shown:
-            do_round(executor, Round(name, block, of, work / "executor" / name), partial(_show, shown))
+        do_shown_round(executor, Round(name, block, of, work / "executor" / name), console)
 
     buckets = [f"bucket {number}" for number in range(num_buckets(signature_files(folder, settings)))]
     do("duplicates", [_each("compare keys", _find, folder, settings)], buckets)
@@ -77,7 +75,3 @@ def _write_shingles(folder: Path, tasks: Path, path_of: PathOf, task: int) -> No
         return (text for index, text in enumerate(read_texts(path) if path.exists() else ()) if index in wanted)
 
     write_shingles(folder, task, texts_of)
-
-
-def _show(shown: Meter, done: set[int]) -> None:
-    shown.advance_to(len(done))

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,9 +27,11 @@ from datatrove.executor.slurm import SlurmPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from datatrove.utils.stats import Stats
 from loguru import logger
+from rich.console import Console
 
 from fox.artifacts import write_atomically
 from fox.errors import Failure, FoxError
+from fox.progress import meter
 from fox.recipe.schema import Executor
 
 ATTEMPTS = 3
@@ -64,6 +67,12 @@ def do_round(settings: Executor, work: Round, on_look: OnLook) -> None:
         raise Failure(_lost(work, missing[0], "was not done, and nobody says why"))
 
 
+def do_shown_round(settings: Executor, work: Round, console: Console) -> None:
+    """`do_round`, with a bar of its tasks."""
+    with meter(work.name, len(work.labels), "tasks", console=console) as shown:
+        do_round(settings, work, lambda done: shown.advance_to(len(done)))
+
+
 class _Tasks(PipelineExecutor):
     """What datatrove keeps for every executor: which tasks are done, and how one is."""
 
@@ -82,8 +91,9 @@ class _Tasks(PipelineExecutor):
     def run(self) -> None:
         self.do(lambda done: None)
 
+    @abstractmethod
     def do(self, on_look: OnLook) -> None:
-        raise NotImplementedError
+        """All tasks that are not done. Raises Failure."""
 
     def do_one(self, rank: int) -> str:
         """Do a task in this process; what went wrong, or nothing. Its log has the whole of it."""
@@ -288,7 +298,9 @@ def _is_known(job: str) -> bool:
         return False
     asked = ["squeue", "--noheader", "--jobs", job]
     try:
-        return bool(subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip())
+        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
+        # a controller that does not answer has not forgotten the job: submitted again, it would be done twice at once
+        return bool(answer.stdout.strip()) or (answer.returncode != 0 and "Invalid job id" not in answer.stderr)
     except FileNotFoundError:
         raise Failure("squeue is not there. Is this a machine that submits to Slurm?") from None
 

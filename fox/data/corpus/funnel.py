@@ -18,20 +18,20 @@ SAMPLE_CHARACTERS = 600
 MOST_LABELS, LABEL_CHARACTERS, OTHERS = 500, 100, "others"
 """Of licences and languages."""
 
-STEPS = {
-    "licence": "the terms are stated",
-    "url": "the address is not blocked",
-    "language": "the language is wanted",
-    "bad words": "no bad words",
-    "gopher": "Gopher's quality rules",
-    "repetition": "Gopher's rules on repetition",
-    "c4": "C4's rules",
-    "fineweb": "FineWeb's rules",
-    "evaluation": "no text of an evaluation",
-    "exact duplicates": "not seen before",
-    "near duplicates": "nothing much like it was seen before",
-    "repeated lines": "lines that were not seen before",
-}
+STEPS = (
+    "licence",
+    "url",
+    "language",
+    "bad words",
+    "gopher",
+    "repetition",
+    "c4",
+    "fineweb",
+    "evaluation",
+    "exact duplicates",
+    "near duplicates",
+    "repeated lines",
+)
 """What a document has to pass, in this order."""
 
 
@@ -118,7 +118,7 @@ class Funnel:
                 dropped = self._reason(step, reason)
                 dropped.add(of_part["documents"], of_part["bytes"])
                 dropped.samples = _lowest([*dropped.samples, *of_part["samples"]])
-        for to, moved in part.get("moved", {}).items():
+        for to, moved in part["moved"].items():
             self.moved.setdefault(to, Count()).add(moved["documents"], moved["bytes"])
         for step, cut in part["cut"].items():
             self.cut_from(step, Counter(cut))

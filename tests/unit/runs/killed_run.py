@@ -8,9 +8,10 @@ import pytest
 from rich.console import Console
 
 from fox.recipe import LoadedRecipe, load_recipe
+from fox.runs.data_steps import open_shards
 from fox.runs.folder import flat
 from fox.runs.pipeline import do_steps
-from fox.runs.steps import open_shards, pretrain_inputs
+from fox.runs.steps import pretrain_inputs
 from fox.tokenizer import Tokenizer
 from fox.train.stages import new_model, pretrain
 from tests.unit.train.test_loop import Stop, StoppingMeter

@@ -9,7 +9,7 @@ import pytest
 
 from fox.recipe import load_recipe
 from fox.runs.folder import Run, flat
-from fox.runs.steps import recipe_inputs
+from fox.runs.inputs import recipe_inputs
 
 RECIPE = Path(__file__).parents[3] / "recipes/tiny.toml"
 DESCRIPTIONS = ["license=x", "source.speeches.license=y", "source.speeches.url=z", "source.chats.license="]

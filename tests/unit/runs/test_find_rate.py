@@ -19,10 +19,10 @@ from fox.model import ModelConfig, Transformer
 from fox.model.directory import save_model
 from fox.model.loss import plain_summed_loss
 from fox.recipe import LoadedRecipe, load_recipe
+from fox.runs.data_steps import open_shards
 from fox.runs.find_rate import Trial, best_of, describe_trials, find_rate, what_to_try, why_not
 from fox.runs.folder import Run
 from fox.runs.start import shape_of
-from fox.runs.steps import open_shards
 from fox.tokenizer import Tokenizer
 from fox.train import checkpoint
 from fox.train.batches import make_batch

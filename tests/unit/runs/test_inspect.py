@@ -16,10 +16,10 @@ from fox.data.shards import shard_path
 from fox.errors import Failure, UserError
 from fox.formats.token_shards import Shard
 from fox.recipe import Recipe, load_recipe
+from fox.runs.data_steps import open_shards
 from fox.runs.folder import Run
 from fox.runs.inspect import inspect_step
 from fox.runs.pipeline import do_steps
-from fox.runs.steps import open_shards
 from fox.tokenizer import Tokenizer
 from fox.train.curriculum import curriculum
 from fox.train.packing import open_packing

@@ -11,7 +11,7 @@ import pytest
 from fox.errors import UserError
 from fox.recipe import load_recipe
 from fox.runs.folder import Run
-from fox.runs.steps import recipe_inputs
+from fox.runs.inputs import recipe_inputs
 
 RECIPE = Path(__file__).parents[3] / "recipes/tiny.toml"
 
